@@ -1,0 +1,1 @@
+"""The configuration: TOML and environment become frozen Structs."""

@@ -1,0 +1,91 @@
+"""The gateway's configuration, as etc/cortex.toml spells it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortexd.config.catalogue import Profile
+from cortexd.config.units import Duration, Size
+
+
+class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[gateway]`.
+
+    listen: host:port that clients talk to; port 0 takes a free one.
+    metrics_listen: serve /metrics there instead of on `listen`.
+    max_body: the largest request body.
+    shutdown_timeout: how long running answers may go on after SIGTERM.
+    expose_route: tell callers the node, model and route in x-cortex-* headers.
+    access_log: one log line per inference request.
+    """
+
+    listen: str = "0.0.0.0:8080"
+    metrics_listen: str | None = None
+    max_body: Size = Size(64 << 20)
+    shutdown_timeout: Duration = Duration(30)
+    expose_route: bool = True
+    access_log: bool = True
+
+
+class Polling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[polling]`: how often each node is asked, and when it counts as down."""
+
+    interval: Duration = Duration(2)
+    timeout: Duration = Duration(5)
+    unhealthy_after: int = 3
+
+    def __post_init__(self) -> None:
+        if self.interval <= 0 or self.timeout <= 0:
+            raise ValueError("interval and timeout must be more than 0s")
+        if self.unhealthy_after < 1:
+            raise ValueError("unhealthy_after must be at least 1")
+
+
+class Loading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[loading]`: how long a cold load may take before its waiters are told to come back."""
+
+    timeout: Duration = Duration(30 * 60)
+
+
+class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[upstream]`: deadlines towards the nodes' inference endpoints.
+
+    first_byte_timeout: streams on a loaded replica only; an answer that is not streamed has none.
+    idle_timeout: between two bytes of an answer.
+    retries: further attempts while nothing of an answer has been sent to the client.
+    """
+
+    connect_timeout: Duration = Duration(3)
+    first_byte_timeout: Duration = Duration(600)
+    idle_timeout: Duration = Duration(300)
+    retries: int = 2
+
+
+class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[security]`.
+
+    allowed_inference_hosts: hosts besides a neuron's own that its endpoints may name.
+    """
+
+    allowed_inference_hosts: tuple[str, ...] = ()
+
+
+class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[neurons]]` table: a node agent. `token_file` holds its bearer token."""
+
+    name: str
+    endpoint: str
+    token_file: str | None = None
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    gateway: Gateway = Gateway()
+    polling: Polling = Polling()
+    loading: Loading = Loading()
+    upstream: Upstream = Upstream()
+    security: Security = Security()
+    neurons: tuple[Neuron, ...] = ()
+    models: tuple[Profile, ...] = ()
+    aliases: dict[str, str] = {}

@@ -1,0 +1,57 @@
+"""The neuron's configuration, as etc/neuron.toml spells it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cortexd.config.units import Duration
+
+
+class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[neuron]`.
+
+    listen: host:port of the management API and the relayed inference.
+    token_file: a file with the bearer token that every caller must send.
+    memory_mb: MiB that models may use in all; unset: what the device has.
+    load_timeout: how long an engine may take until it answers.
+    """
+
+    listen: str = "127.0.0.1:13131"
+    token_file: str | None = None
+    memory_mb: int | None = None
+    load_timeout: Duration = Duration(30 * 60)
+
+
+class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[paths]`: where model files lie, and where each engine's log goes."""
+
+    models: tuple[str, ...] = ("/var/lib/cortexd/models",)
+    logs: str | None = None
+
+
+class LocalModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One `[[models]]` table: a model this host knows; it loads on its first request.
+
+    path: the model file; relative paths are looked up below `[paths] models`.
+    context: tokens of context for each of the `parallel` slots.
+    gpu_layers: layers put on the GPU; -1 is all of them.
+    vram_mb: MiB it will need, checked before the load; unset: the file's size.
+    args: further settings of the harness.
+    """
+
+    id: str
+    path: str
+    harness: str = "llamacpp"
+    context: int = 4096
+    parallel: int = 1
+    gpu_layers: int = -1
+    vram_mb: int | None = None
+    args: dict[str, str | int | float | bool] = {}
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    neuron: Agent = Agent()
+    paths: Paths = Paths()
+    models: tuple[LocalModel, ...] = ()

@@ -1,0 +1,51 @@
+"""Durations and sizes as people write them: "500ms", "10s", "30m", "64MiB"."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_NUMBER_UNIT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+
+
+class Duration(float):
+    """Seconds, never negative."""
+
+    allowed = 'a duration with a unit, like "500ms", "10s" or "30m"'
+
+    @classmethod
+    def parse(cls, text: object) -> Duration:
+        """ "10s" → 10.0. Raises ValueError with what is allowed."""
+        return cls(_parse(text, _SECONDS, cls.allowed))
+
+    def __str__(self) -> str:
+        for unit in ("h", "m", "s"):
+            if self >= _SECONDS[unit] and self % _SECONDS[unit] == 0:
+                return f"{self / _SECONDS[unit]:g}{unit}"
+        return f"{self * 1000:g}ms" if self else "0s"
+
+
+class Size(int):
+    """Bytes, never negative."""
+
+    allowed = 'a size with a unit, like "512KiB", "64MiB" or "1GiB"'
+
+    @classmethod
+    def parse(cls, text: object) -> Size:
+        """ "64MiB" → 67108864. Raises ValueError with what is allowed."""
+        return cls(_parse(text, _BYTES, cls.allowed))
+
+    def __str__(self) -> str:
+        for unit in ("GiB", "MiB", "KiB"):
+            if self >= _BYTES[unit] and self % _BYTES[unit] == 0:
+                return f"{self // _BYTES[unit]}{unit}"
+        return f"{int(self)}B"
+
+
+def _parse(text: object, units: dict[str, float] | dict[str, int], allowed: str) -> float:
+    found = _NUMBER_UNIT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None or found[2] not in units:
+        raise ValueError(f"expected {allowed}")
+    return float(found[1]) * units[found[2]]

@@ -1,0 +1,1 @@
+"""Pure decisions over a frozen picture of the fleet: no I/O, no clock."""

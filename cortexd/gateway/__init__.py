@@ -1,0 +1,1 @@
+"""The gateway's faces: what a client of the fleet talks to."""

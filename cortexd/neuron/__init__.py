@@ -1,0 +1,1 @@
+"""The node agent: loads models on this host and serves them."""

@@ -1,0 +1,70 @@
+"""The OpenAI shapes that the gateway itself reads or writes; bodies pass through untouched."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cortexd.wire.neuron import Cost, Limit
+
+
+class RequestView(msgspec.Struct, frozen=True):
+    """The few top-level fields of an inference request that routing looks at.
+
+    The same view reads an Anthropic body: both dialects spell these fields alike.
+    """
+
+    model: str
+    stream: bool | None = None
+
+
+class Error(msgspec.Struct, frozen=True):
+    """What went wrong, in OpenAI's words."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorEnvelope(msgspec.Struct, frozen=True):
+    """The body of every OpenAI error answer."""
+
+    error: Error
+
+
+class Location(msgspec.Struct, frozen=True):
+    """One node that knows a model."""
+
+    node: str
+    status: str
+    vram_used_mb: int | float | None = None
+
+
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of /v1/models: OpenAI's four fields, then what this fleet knows of the model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "cortexd"
+    loaded: bool
+    status: str
+    locations: list[Location]
+    feasible_on: list[str]
+    capabilities: list[str] | msgspec.UnsetType = msgspec.UNSET
+    limit: Limit | msgspec.UnsetType = msgspec.UNSET
+    max_model_len: int | msgspec.UnsetType = msgspec.UNSET
+    context_length: int | msgspec.UnsetType = msgspec.UNSET
+    cost: Cost | msgspec.UnsetType = msgspec.UNSET
+    tool_call: bool | msgspec.UnsetType = msgspec.UNSET
+    reasoning: bool | msgspec.UnsetType = msgspec.UNSET
+    alias_of: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """GET /v1/models."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"

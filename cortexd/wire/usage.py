@@ -1,0 +1,145 @@
+"""Token counts from the tail of an answer: `usage`, else llama.cpp's `timings`, else nothing.
+
+Counts are never guessed: an answer that carries none yields None, and the caller counts that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import msgspec
+
+# bytes of an answer's end that are kept: the last events of a stream or the end of a JSON body.
+TAIL = 16 * 1024
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one answer. `cached` is the part of `prompt` that came from the KV cache."""
+
+    prompt: int
+    completion: int
+    cached: int = 0
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _Counts(msgspec.Struct):
+    """OpenAI's and Anthropic's spellings of the same counts."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class _Timings(msgspec.Struct):
+    prompt_n: int | None = None
+    predicted_n: int | None = None
+    cache_n: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Counts | None = None
+    timings: _Timings | None = None
+
+
+class _Inner(msgspec.Struct):
+    usage: _Counts | None = None
+
+
+class _Event(_Answer):
+    """A stream's event; Responses keeps `usage` in `response`, Anthropic in `message` too."""
+
+    response: _Inner | None = None
+    message: _Inner | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_counts = msgspec.json.Decoder(_Counts).decode
+_decode_timings = msgspec.json.Decoder(_Timings).decode
+
+
+def from_body(tail: bytes) -> Usage | None:
+    """Counts of a JSON answer, from its last bytes (`tail` may begin anywhere in it)."""
+    for key, decode in ((b'"usage"', _decode_counts), (b'"timings"', _decode_timings)):
+        at = tail.rfind(key)
+        while at >= 0:
+            value = _object_after(tail, at + len(key))
+            try:
+                found = _usage(decode(value)) if value else None
+            except (msgspec.DecodeError, RecursionError):
+                found = None
+            if found is not None:
+                return found
+            at = tail.rfind(key, 0, at)
+    return None
+
+
+def from_stream(tail: bytes, head: bytes = b"") -> Usage | None:
+    """Counts of an SSE answer, from its last bytes: the last event that carries any.
+
+    Anthropic splits them over two events: the prompt's stand in `message_start`, at the very
+    beginning (`head`), the completion's in `message_delta`, at the end.
+    """
+    timings: Usage | None = None
+    for event in _events(tail):
+        for holder in (event, event.response, event.message):
+            if holder and holder.usage and (found := _usage(holder.usage)):
+                if holder.usage.input_tokens is None and holder.usage.prompt_tokens is None:
+                    return _joined(found, head)
+                return found
+        if timings is None and event.timings:
+            timings = _usage(event.timings)
+    return timings
+
+
+def _events(text: bytes) -> Iterator[_Event]:
+    """The events of `text` that may carry counts, last first; what does not parse is no event."""
+    for line in reversed(text.split(b"\n")):
+        if line.startswith(b"data:") and (b'"usage"' in line or b'"timings"' in line):
+            with suppress(msgspec.DecodeError, RecursionError):
+                yield _decode_event(line[5:])
+
+
+def _joined(end: Usage, head: bytes) -> Usage | None:
+    """`end` has no prompt count: it must stand in the first event, or the counts are unknown."""
+    for event in _events(head):
+        if event.message and event.message.usage and (start := _usage(event.message.usage)):
+            return Usage(start.prompt, end.completion, end.cached or start.cached)
+    return None
+
+
+def _usage(counts: _Counts | _Timings) -> Usage | None:
+    if isinstance(counts, _Timings):
+        if counts.prompt_n is None and counts.predicted_n is None:
+            return None
+        # prompt_n counts what was evaluated; what the cache held comes on top.
+        cached = counts.cache_n or 0
+        return Usage((counts.prompt_n or 0) + cached, counts.predicted_n or 0, cached)
+    prompt, completion = counts.prompt_tokens, counts.completion_tokens
+    if prompt is None and completion is None:
+        prompt, completion = counts.input_tokens, counts.output_tokens
+    if prompt is None and completion is None:
+        return None
+    details = counts.prompt_tokens_details or counts.input_tokens_details
+    cached = (details and details.cached_tokens) or counts.cache_read_input_tokens or 0
+    return Usage(prompt or 0, completion or 0, cached)
+
+
+def _object_after(text: bytes, at: int) -> bytes | None:
+    """The JSON object that follows a key, braces counted (counts hold no strings)."""
+    start = text.find(b"{", at)
+    if start < 0 or text[at:start].strip() != b":":
+        return None
+    depth = 0
+    for here in range(start, len(text)):
+        depth += (text[here] == 0x7B) - (text[here] == 0x7D)
+        if depth == 0:
+            return text[start : here + 1]
+    return None
