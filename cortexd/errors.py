@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault of the program
+class Refusal(Exception):
     """A request that will not be served, and what its caller can do about it.
 
     message: one or two sentences for a person; the last one says what to do next.

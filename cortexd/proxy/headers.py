@@ -44,9 +44,7 @@ def client_headers(headers: Iterable[tuple[str, str]]) -> Iterator[tuple[str, st
     return _kept(headers, _NOT_TO_CLIENT)
 
 
-def _kept(
-    headers: Iterable[tuple[str, str]], dropped: frozenset[str]
-) -> Iterator[tuple[str, str]]:
+def _kept(headers: Iterable[tuple[str, str]], dropped: frozenset[str]) -> Iterator[tuple[str, str]]:
     headers = list(headers)
     named = {
         word.strip().lower()

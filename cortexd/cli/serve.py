@@ -1,0 +1,71 @@
+"""`cortexd serve`: the gateway daemon."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cortexd.cli.paths import config_path
+
+if TYPE_CHECKING:
+    from cortexd.config.gateway import Config
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="run the gateway",
+        description="Run the gateway: one endpoint in front of every neuron in the configuration.",
+        epilog="example: cortexd serve --config /etc/cortexd/cortex.toml",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="default: /etc/cortexd/cortex.toml, else ./etc/cortex.toml",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; 78 on a configuration that can't be used."""
+    from cortexd.config.check import load_gateway
+    from cortexd.daemon import logs
+    from cortexd.daemon.loop import run as run_loop
+    from cortexd.gateway.app import read_tokens
+
+    path = config_path(args.config, "cortex.toml")
+    config = load_gateway(path)
+    logs.configure()
+    try:
+        tokens = read_tokens(config, path.parent)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"{path}: a token_file can't be read: {error}", file=sys.stderr)
+        return 78
+    return run_loop(_serve(config, tokens))
+
+
+async def _serve(config: Config, tokens: dict[str, str]) -> int:
+    from cortexd.daemon import notify
+    from cortexd.daemon.signals import wait_for_stop
+    from cortexd.gateway.app import Gateway
+
+    gateway = Gateway(config, tokens=tokens)
+    try:
+        await gateway.start()
+    except OSError as error:
+        print(f"cortexd: can't listen on {config.gateway.listen}: {error}", file=sys.stderr)
+        return 1
+    log.info("listening on http://%s:%d, %d nodes", *gateway.address, len(config.neurons))
+    notify.send("READY=1")
+    signal = await wait_for_stop()
+    log.info("stopping: %s", signal.name)
+    notify.send("STOPPING=1")
+    await gateway.close()
+    return 0

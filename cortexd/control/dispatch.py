@@ -1,0 +1,137 @@
+"""From a model's name to a replica that is claimed and an endpoint to send the request to.
+
+Decides, carries out what the decision asks for (a load, a wait), and decides again: the effects
+that `fleet.routing` leaves to others.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import msgspec
+
+from cortexd import errors
+from cortexd.control.coldload import LoadTable
+from cortexd.control.endpoints import EndpointMissing, Endpoints
+from cortexd.control.registry import Lease, Registry
+from cortexd.errors import Refusal
+from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Serve, Wait, decide
+from cortexd.fleet.snapshot import Ledger, Replica
+from cortexd.wire.neuron import LOADED, RELOADING, UNLOADED
+
+MAX_PASSES = 2  # through the load table, for one request
+
+
+class RouteDecision(msgspec.Struct, frozen=True):
+    """Where a request goes. The claim on the replica must be released by who asked for it.
+
+    endpoint: base URL without a trailing slash.
+    route: how the model was met; everything but `loaded` is a cold start.
+    waited: seconds spent waiting for a load.
+    """
+
+    replica: Replica
+    endpoint: str
+    route: Literal["loaded", "lazy", "cold"]
+    lease: Lease
+    waited: float = 0.0
+
+    @property
+    def node(self) -> str:
+        """The node's name."""
+        return self.replica.node
+
+    @property
+    def is_cold_start(self) -> bool:
+        """Whether the request met a model that was not loaded."""
+        return self.route != "loaded"
+
+
+class Dispatcher:
+    """Routes requests over the registry's picture and the load table."""
+
+    def __init__(self, registry: Registry, table: LoadTable, endpoints: Endpoints) -> None:
+        self._registry = registry
+        self._table = table
+        self._endpoints = endpoints
+
+    async def route(self, query: Query) -> RouteDecision:
+        """Claim a replica for `query`, loading the model if need be. Raises Refusal."""
+        passes, missing, waited, cold = 0, 0, 0.0, False
+        while True:
+            registry = self._registry
+            decision = decide(query, registry.snapshot, registry.ledger, time.monotonic())
+            match decision:
+                case Refuse(refusal):
+                    raise refusal
+                case Load() | Wait():
+                    # Our own start is not the model's fault and counts for nothing.
+                    starting = isinstance(decision, Wait) and decision.reason == "starting"
+                    if passes == MAX_PASSES:
+                        raise _in_vain(query.model, registry.ledger)
+                    passes += not starting
+                    cold = cold or not starting
+                    began = time.monotonic()
+                    await self._table.wait_settled(decision)
+                    waited += time.monotonic() - began
+                case Serve(replica) | Lazy(replica):
+                    try:
+                        return await self._claim(decision, replica, cold, waited)
+                    except EndpointMissing as error:
+                        # We took it to be there and it is not: what was told is void.
+                        missing += 1
+                        registry.forget(replica.node, replica.model)
+                        if missing == MAX_PASSES:
+                            raise Refusal(
+                                errors.ENDPOINT_RESOLVE_FAILED,
+                                f"The node {replica.node} lists the model {replica.model!r} but "
+                                f"will not serve it: {error}. Try again.",
+                            ) from error
+
+    async def _claim(
+        self, decision: Serve | Lazy, replica: Replica, cold: bool, waited: float
+    ) -> RouteDecision:
+        lease = self._registry.lease(replica.node, replica.model)
+        try:
+            if isinstance(decision, Lazy):
+                # At once, so that those who come next join this node and wake no second one.
+                self._registry.tell(replica.node, replica.model, RELOADING)
+                replica = self._registry.replica(replica.node, replica.model) or replica
+            endpoint = await self._endpoints.resolve(replica)
+        except BaseException:
+            lease.release()
+            raise
+        lazy = isinstance(decision, Lazy) or replica.status != LOADED
+        return RouteDecision(
+            replica, endpoint, "cold" if cold else "lazy" if lazy else "loaded", lease, waited
+        )
+
+    def confirm(self, route: RouteDecision, *, served: bool) -> None:
+        """Say how it went on a replica that had to reload: it is loaded now, or not after all."""
+        if route.route == "lazy":
+            self._registry.tell(route.node, route.replica.model, LOADED if served else UNLOADED)
+
+    async def endpoint_moved(self, route: RouteDecision) -> str | None:
+        """After a refused connection: the replica's endpoint asked anew, when it is another."""
+        before = self._endpoints.drop(route.replica)
+        try:
+            now = await self._endpoints.resolve(route.replica)
+        except (EndpointMissing, Refusal):
+            return None
+        return now if now != before else None
+
+
+def _in_vain(model: str, ledger: Ledger) -> Refusal:
+    failed = {node: failure for (node, of), failure in ledger.failures.items() if of == model}
+    if failed:
+        words = "; ".join(f"{node} says {failure.message}" for node, failure in failed.items())
+        return Refusal(
+            errors.COLD_LOAD_FAILED,
+            f"The model {model!r} could not be loaded: {words}. Try again.",
+            retry_after=1,
+        )
+    return Refusal(
+        errors.MODEL_LOADING,
+        f"The model {model!r} was loaded but is gone again. Try again in a moment.",
+    )

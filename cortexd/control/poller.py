@@ -1,0 +1,100 @@
+"""The background poller: one small loop per node, so that a hung node delays nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from cortexd.config.gateway import Polling
+from cortexd.control.registry import Registry
+from cortexd.daemon.tasks import Tasks
+from cortexd.fleet.observe import Observation, is_restarted
+from cortexd.metrics import Metrics
+from cortexd.nodes.client import NeuronClient, NodeError
+from cortexd.wire.neuron import Discovery, Health, Model
+
+JITTER = 0.1  # of the interval, either way, so that many gateways do not poll in step
+
+
+class Poller:
+    """Keeps the registry's picture fresh."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        clients: Mapping[str, NeuronClient],
+        polling: Polling,
+        metrics: Metrics,
+    ) -> None:
+        self._registry = registry
+        self._clients = clients
+        self._polling = polling
+        self._metrics = metrics
+        self._tasks = Tasks()
+        self._nudges = {name: asyncio.Event() for name in clients}
+
+    def start(self) -> None:
+        """Poll every node at once, then each in its own rhythm."""
+        for name, client in self._clients.items():
+            self._tasks.spawn(f"poll {name}", self._keep_polling(name, client))
+        self._tasks.spawn("settle", self._settle())
+
+    def nudge(self, name: str) -> None:
+        """Poll a node now: something happened there."""
+        self._nudges[name].set()
+
+    async def close(self) -> None:
+        """Stop polling."""
+        await self._tasks.close()
+
+    async def _settle(self) -> None:
+        await asyncio.sleep(self._polling.timeout)
+        self._registry.settle()
+
+    async def _keep_polling(self, name: str, client: NeuronClient) -> None:
+        nudge = self._nudges[name]
+        while True:
+            nudge.clear()
+            seen = await self._poll(name, client)
+            self._registry.observe(name, seen)
+            self._metrics.polled(name, good=seen.models is not None)
+            pause = self._polling.interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await nudge.wait()
+
+    async def _poll(self, name: str, client: NeuronClient) -> Observation:
+        sent = time.monotonic()
+        timeout = self._polling.timeout
+        models, health = await asyncio.gather(
+            client.models(timeout), client.health(timeout), return_exceptions=True
+        )
+        failure = _failure(models)
+        known = self._registry.snapshot.nodes[name]
+        discovery: Discovery | None = None
+        if failure is None and (
+            known.hardware is None
+            or (isinstance(health, Health) and is_restarted(known, health, time.monotonic()))
+        ):
+            # A node that is not described serves what it has; nothing is placed there.
+            with suppress(NodeError):
+                discovery = await client.discovery(timeout)
+        return Observation(
+            sent=sent,
+            received=time.monotonic(),
+            models=models if isinstance(models, list) else None,
+            health=health if isinstance(health, Health) else None,
+            discovery=discovery,
+            failure=failure,
+        )
+
+
+def _failure(models: list[Model] | BaseException) -> str | None:
+    if isinstance(models, NodeError):
+        return str(models)
+    if isinstance(models, BaseException):
+        raise models
+    return None

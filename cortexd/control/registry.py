@@ -1,0 +1,131 @@
+"""The keeper of the fleet's picture: holds the current snapshot and is its only writer.
+
+Readers take `snapshot` and keep the reference as long as they like. Everything here is
+synchronous; only the waiters await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.observe import Observation, forgotten, observed, told
+from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot, with_node
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """One request's claim on a replica, from the choice to the last byte; released once."""
+
+    __slots__ = ("_ledger", "key")
+
+    def __init__(self, ledger: Ledger, node: str, model: str) -> None:
+        self.key = (node, model)
+        self._ledger: Ledger | None = ledger
+        ledger.in_flight[self.key] = ledger.in_flight.get(self.key, 0) + 1
+        ledger.last_access[self.key] = time.monotonic()
+
+    def release(self) -> None:
+        """Give the claim back; a second call does nothing."""
+        ledger, self._ledger = self._ledger, None
+        if ledger is None:
+            return
+        ledger.last_access[self.key] = time.monotonic()
+        left = ledger.in_flight[self.key] - 1
+        if left:
+            ledger.in_flight[self.key] = left
+        else:
+            del ledger.in_flight[self.key]
+
+
+class Registry:
+    """The nodes of a configuration and what is known of them."""
+
+    def __init__(
+        self, nodes: Iterable[Node], catalogue: Catalogue, *, unhealthy_after: int
+    ) -> None:
+        snapshot = Snapshot(catalogue=catalogue)
+        for node in nodes:
+            snapshot = with_node(snapshot, node)
+        self.snapshot = msgspec.structs.replace(snapshot, settled=not snapshot.nodes)
+        self.ledger = Ledger()
+        self._unhealthy_after = unhealthy_after
+        self._changed: asyncio.Event = asyncio.Event()
+
+    def observe(self, name: str, seen: Observation) -> Node:
+        """Take in one poll of a node; returns the node as it now stands."""
+        before = self.snapshot.nodes[name]
+        after = observed(
+            before, seen, self.snapshot.catalogue, unhealthy_after=self._unhealthy_after
+        )
+        _log_difference(before, after)
+        self._put(after)
+        return after
+
+    def tell(self, name: str, model: str, status: str) -> None:
+        """State what we know of a model on a node from our own act, as of now."""
+        self._put(told(self.snapshot.nodes[name], model, status, time.monotonic()))
+
+    def forget(self, name: str, model: str) -> None:
+        """Drop a model that a node turned out not to have; its next poll says what is true."""
+        self._put(forgotten(self.snapshot.nodes[name], model))
+
+    def settle(self) -> None:
+        """Stop waiting for nodes that have not answered their first poll."""
+        if not self.snapshot.settled:
+            self.snapshot = msgspec.structs.replace(self.snapshot, settled=True)
+            self._wake()
+
+    def replica(self, node: str, model: str) -> Replica | None:
+        """The model on that node, as routing sees it now."""
+        for replica in self.snapshot.replicas.get(model, ()):
+            if replica.node == node:
+                return replica
+        return None
+
+    def lease(self, node: str, model: str) -> Lease:
+        """Claim a replica for one request."""
+        return Lease(self.ledger, node, model)
+
+    async def wait_changed(self) -> None:
+        """Until anything that routing reads has changed."""
+        await self._changed.wait()
+
+    def _put(self, node: Node) -> None:
+        before, after = self.snapshot, with_node(self.snapshot, node)
+        if not after.settled and all(known.polled for known in after.nodes.values()):
+            after = msgspec.structs.replace(after, settled=True)
+        self.snapshot = after
+        if (
+            after.replicas is not before.replicas
+            or after.settled != before.settled
+            or _is_routed_otherwise(before.nodes[node.name], node)
+        ):
+            self._wake()
+
+    def _wake(self) -> None:
+        # The present waiters wake; later ones wait for the next change.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _is_routed_otherwise(before: Node, after: Node) -> bool:
+    return before.is_available != after.is_available or before.hardware is not after.hardware
+
+
+def _log_difference(before: Node, after: Node) -> None:
+    if before.healthy != after.healthy:
+        if after.healthy:
+            log.info("node %s is up, with %d models", after.name, len(after.models))
+        else:
+            log.warning("node %s is down: %s", after.name, after.trouble)
+    elif after.trouble and after.trouble != before.trouble:
+        log.warning("node %s: %s", after.name, after.trouble)
+    if after.epoch != before.epoch:
+        log.warning("node %s has restarted", after.name)

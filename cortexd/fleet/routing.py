@@ -1,0 +1,201 @@
+"""`decide`: where one request goes. Pure and silent: the answer depends on the arguments alone.
+
+The order is the product's promise: a node where the model is loaded, a node that knows it, a
+catalogue model that can be loaded, else a refusal that says why. The cost is that of the model's
+own replicas, whatever the size of the fleet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Literal
+
+import msgspec
+
+from cortexd import errors
+from cortexd.errors import Refusal
+from cortexd.fleet.placement import NoPlacement, Placement, place
+from cortexd.fleet.snapshot import Ledger, Replica, Snapshot
+from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
+
+
+class Query(msgspec.Struct, frozen=True):
+    """What is asked: a concrete model id, and the nodes that have failed this request already."""
+
+    model: str
+    tried: Collection[str] = ()
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """Send it to this replica; one that is reloading makes it wait there."""
+
+    replica: Replica
+
+
+class Lazy(msgspec.Struct, frozen=True):
+    """Send it to a node that has the model unloaded: it reloads it by itself."""
+
+    replica: Replica
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Ask this node to load the model, wait, and decide again."""
+
+    model: str
+    placement: Placement
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Wait for something that is under way, and decide again.
+
+    reason: `starting` (nodes not asked yet), `loading` or `recovering` on `node`.
+    """
+
+    model: str
+    reason: Literal["starting", "loading", "recovering"]
+    node: str | None = None
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Nothing can serve it, and why."""
+
+    refusal: Refusal
+
+
+Decision = Serve | Lazy | Load | Wait | Refuse
+
+
+def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Decision:
+    """Route one request. `now` is monotonic seconds, as in the ledger."""
+    model = query.model
+    nodes = snapshot.nodes
+    replicas = snapshot.replicas.get(model, ())
+    here = [replica for replica in replicas if nodes[replica.node].is_available]
+    able = [
+        replica
+        for replica in here
+        if replica.unservable is None and replica.status in (LOADED, RELOADING)
+    ]
+    if able:
+        left = [replica for replica in able if replica.node not in query.tried]
+        if left:
+            return Serve(_choice(left, ledger))
+        return Refuse(_all_failed(model, able))
+    if not snapshot.settled:
+        return Wait(model, "starting")
+    if (node := ledger.loading.get(model)) is not None:
+        return Wait(model, "loading", node)
+    for reason in (LOADING, RECOVERING):
+        for replica in here:
+            if replica.status == reason:
+                return Wait(model, reason, replica.node)
+    asleep = [replica for replica in here if replica.status == UNLOADED]
+    if asleep:
+        left = [replica for replica in asleep if replica.node not in query.tried]
+        if left:
+            # Whom we woke already is woken again rather than a second one beside it.
+            return Lazy(
+                min(left, key=lambda r: (not ledger.in_flight.get((r.node, model)), r.node))
+            )
+        return Refuse(_all_failed(model, asleep))
+    profile = snapshot.catalogue.profiles.get(model)
+    stuck = [replica for replica in here if replica.unservable is not None]
+    nothing = None
+    if profile is not None:
+        placed = place(profile, snapshot, ledger, now, avoid=[r.node for r in stuck])
+        if isinstance(placed, Placement):
+            return Load(model, placed)
+        nothing = placed
+    return Refuse(_refusal(model, snapshot, replicas, stuck, nothing, now))
+
+
+def _choice(replicas: list[Replica], ledger: Ledger) -> Replica:
+    """Truly loaded ones first, then the one with the fewest of our requests, then by name."""
+    if len(replicas) == 1:
+        return replicas[0]
+    in_flight = ledger.in_flight
+    return min(
+        replicas,
+        key=lambda r: (r.status != LOADED, in_flight.get((r.node, r.model), 0), r.node),
+    )
+
+
+def _refusal(
+    model: str,
+    snapshot: Snapshot,
+    replicas: tuple[Replica, ...],
+    stuck: list[Replica],
+    nothing: NoPlacement | None,
+    now: float,
+) -> Refusal:
+    """Why nothing serves it; the order of the checks is part of the interface."""
+    nodes = snapshot.nodes
+    if not nodes:
+        return Refusal(
+            errors.NO_HEALTHY_NODES, "No neurons are configured; add a [[neurons]] table."
+        )
+    if not snapshot.healthy:
+        return Refusal(
+            errors.NO_HEALTHY_NODES,
+            "No node is healthy: "
+            + _listed(
+                f"{node.name} ({node.trouble or 'not polled yet'})" for node in nodes.values()
+            )
+            + ". Start a neuron or check the network; requests are served as soon as one answers.",
+        )
+    away = dict(nothing.asleep) if nothing else {}
+    for replica in replicas:
+        node = nodes[replica.node]
+        if not node.is_available:
+            away.setdefault(node.name, "draining" if node.healthy else "unhealthy")
+    if away and not stuck and not (nothing and nothing.failures):
+        return Refusal(
+            errors.FEASIBLE_NODE_UNHEALTHY,
+            f"The model {model!r} is or could be only on nodes that can't be used now: "
+            + _listed(f"{name} ({reason})" for name, reason in away.items())
+            + ". Try again when one of them is back.",
+        )
+    if stuck:
+        return Refusal(
+            errors.MODEL_UNSERVABLE,
+            f"The model {model!r} is resident but can't answer: "
+            + _listed(f"{replica.node} says {replica.unservable}" for replica in stuck)
+            + ". It needs attention on that node.",
+        )
+    if nothing is None:
+        return Refusal(
+            errors.MODEL_NOT_FOUND,
+            f"The model {model!r} does not exist: no node has it and the catalogue does not list "
+            "it. GET /v1/models lists what there is.",
+        )
+    if nothing.failures:
+        left = min(failed.until for failed in nothing.failures.values()) - now
+        return Refusal(
+            errors.COLD_LOAD_FAILED,
+            f"The model {model!r} could not be loaded: "
+            + _listed(f"{name} says {failed.message}" for name, failed in nothing.failures.items())
+            + ". It is tried again after the back-off.",
+            retry_after=max(1, math.ceil(left)),
+        )
+    return Refusal(
+        errors.NO_FEASIBLE_NEURON,
+        f"No node can ever hold the model {model!r}: "
+        + _listed(f"{name}: {reason}" for name, reason in nothing.infeasible.items())
+        + ". Change its profile or add a node.",
+    )
+
+
+def _all_failed(model: str, replicas: list[Replica]) -> Refusal:
+    return Refusal(
+        errors.UPSTREAM_FAILED,
+        f"Every node that has the model {model!r} failed this request: "
+        + _listed(replica.node for replica in replicas)
+        + ". Try again.",
+    )
+
+
+def _listed(parts: Iterable[str], limit: int = 8) -> str:
+    words = list(parts)
+    rest = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return "; ".join(words[:limit]) + rest

@@ -1,0 +1,276 @@
+"""The composition root: builds the whole gateway from its configuration, once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from aiohttp import web
+from aiohttp.http_parser import RawRequestMessage
+
+from cortexd import __version__, errors
+from cortexd.config.address import parse_listen
+from cortexd.config.gateway import Config
+from cortexd.control.coldload import LoadTable
+from cortexd.control.dispatch import Dispatcher
+from cortexd.control.endpoints import Endpoints
+from cortexd.control.poller import Poller
+from cortexd.control.registry import Registry
+from cortexd.errors import Refusal
+from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.snapshot import Node
+from cortexd.gateway.health import condition
+from cortexd.gateway.intake import request_id
+from cortexd.gateway.openai import ModelBook
+from cortexd.gateway.refusals import answer, dialect_of, id_headers
+from cortexd.gateway.relay import Inbound, Relay
+from cortexd.metrics import FleetCollector, Metrics
+from cortexd.nodes.client import NeuronClient
+from cortexd.proxy.exchange import Exchange
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Inbound], Awaitable[web.StreamResponse]]
+
+INFERENCE_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/rerank",
+    "/rerank",
+    "/v1/score",
+    "/v1/moderations",
+    "/tokenize",
+    "/detokenize",
+)
+MODEL_PREFIX = "/v1/models/"
+
+
+class Gateway:
+    """One gateway. `start` opens its listeners, `close` ends it; `address` is where it listens."""
+
+    def __init__(self, config: Config, *, tokens: Mapping[str, str] | None = None) -> None:
+        self._config = config
+        self._tokens = dict(tokens or {})
+        self._routes: dict[str, dict[str, Handler]] = {}
+        self._ready = False
+        self._runners: list[web.ServerRunner] = []
+        self.address: tuple[str, int] = ("", 0)
+
+    async def start(self) -> None:
+        """Build everything, open the listeners, start polling. Raises OSError on a taken port."""
+        config = self._config
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+        )
+        self.metrics = Metrics()
+        self.registry = Registry(
+            [Node(neuron.name, neuron.endpoint) for neuron in config.neurons],
+            Catalogue.of(config.models, config.aliases),
+            unhealthy_after=config.polling.unhealthy_after,
+        )
+        clients = {
+            neuron.name: NeuronClient(
+                self._session, neuron.endpoint, token=self._tokens.get(neuron.name)
+            )
+            for neuron in config.neurons
+        }
+        self._poller = Poller(self.registry, clients, config.polling, self.metrics)
+        self.table = LoadTable(
+            self.registry, clients, self._poller, self.metrics, timeout=config.loading.timeout
+        )
+        self._endpoints = Endpoints(
+            self.registry,
+            clients,
+            allowed_hosts=config.security.allowed_inference_hosts,
+            timeout=config.polling.timeout,
+        )
+        self._exchange = Exchange()
+        dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
+        self._relay = Relay(
+            dispatcher, self._exchange, self.registry, self.metrics, config, self._tokens
+        )
+        self._models = ModelBook(created=int(time.time()))
+        self.metrics.registry.register(
+            FleetCollector(
+                lambda: self.registry.snapshot,
+                self.registry.ledger,
+                self.table.waiting,
+                time.monotonic,
+            )
+        )
+        self._add_routes()
+        try:
+            self.address = await self._listen(config.gateway.listen, self._handle)
+            if config.gateway.metrics_listen is not None:
+                await self._listen(config.gateway.metrics_listen, self._handle_metrics)
+        except OSError:
+            await self.close()
+            raise
+        self._poller.start()
+        self._ready = True
+
+    async def close(self) -> None:
+        """Stop accepting, tell the waiters, let running answers end, close everything."""
+        self._ready = False
+        await self._poller.close()
+        await self.table.close()
+        for runner in self._runners:
+            await runner.cleanup()
+        await self._endpoints.close()
+        await self._exchange.close()
+        await self._session.close()
+
+    async def _listen(
+        self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    ) -> tuple[str, int]:
+        server = web.Server(
+            handler,
+            request_factory=self._make_request,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+        )
+        runner = web.ServerRunner(server, shutdown_timeout=self._config.gateway.shutdown_timeout)
+        await runner.setup()
+        self._runners.append(runner)
+        host, port = parse_listen(listen)
+        await web.TCPSite(runner, host or None, port, backlog=1024).start()
+        bound = runner.addresses[0]
+        return bound[0], bound[1]
+
+    def _make_request(
+        self,
+        message: RawRequestMessage,
+        payload: aiohttp.StreamReader,
+        protocol: Any,
+        writer: Any,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return web.BaseRequest(
+            message,
+            payload,
+            protocol,
+            writer,
+            task,
+            asyncio.get_running_loop(),
+            client_max_size=self._config.gateway.max_body,
+        )
+
+    def _add_routes(self) -> None:
+        for path in INFERENCE_PATHS:
+            self._routes[path] = {"POST": self._relay.serve}
+        reads: dict[str, Handler] = {
+            "/": self._front,
+            "/health": self._health,
+            "/ready": self._readiness,
+            "/version": self._version,
+            "/v1/models": self._list_models,
+        }
+        if self._config.gateway.metrics_listen is None:
+            reads["/metrics"] = self._metrics
+        for path, handler in reads.items():
+            self._routes[path] = {"GET": handler, "HEAD": handler}
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.rel_url.path
+        inbound = Inbound(request, path, request_id(request), dialect_of(path), time.monotonic())
+        try:
+            return await self._route(inbound)(inbound)
+        except Refusal as refused:
+            refusal = refused
+        except Exception:
+            log.exception("request %s failed", inbound.request_id)
+            refusal = Refusal(
+                errors.INTERNAL_ERROR,
+                f"The gateway failed; its log has the details under {inbound.request_id}.",
+            )
+        self.metrics.child(self.metrics.refusals, refusal.kind.code).inc()
+        return answer(refusal, inbound.dialect, inbound.request_id)
+
+    async def _handle_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+        inbound = Inbound(request, request.path, request_id(request), "openai", time.monotonic())
+        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+            return await self._metrics(inbound)
+        return answer(_unknown_route(inbound), "openai", inbound.request_id)
+
+    def _route(self, inbound: Inbound) -> Handler:
+        """Default-deny: only what the table lists is a route."""
+        methods = self._routes.get(inbound.path)
+        if methods is None and inbound.path.startswith(MODEL_PREFIX):
+            methods = {"GET": self._one_model, "HEAD": self._one_model}
+        if methods is None:
+            raise _unknown_route(inbound)
+        handler = methods.get(inbound.request.method)
+        if handler is None:
+            allowed = ", ".join(methods)
+            raise Refusal(
+                errors.METHOD_NOT_ALLOWED, f"{inbound.path} takes {allowed}; use one of these."
+            )
+        return handler
+
+    async def _front(self, inbound: Inbound) -> web.Response:
+        return _json(inbound, {"name": "cortexd", "version": __version__, "models": "/v1/models"})
+
+    async def _health(self, inbound: Inbound) -> web.Response:
+        return _json(inbound, condition(self.registry.snapshot))
+
+    async def _readiness(self, inbound: Inbound) -> web.Response:
+        ready = self._ready and self.registry.snapshot.healthy > 0
+        return _json(inbound, {"ready": ready}, status=200 if ready else 503)
+
+    async def _version(self, inbound: Inbound) -> web.Response:
+        return _json(inbound, {"version": __version__})
+
+    async def _list_models(self, inbound: Inbound) -> web.Response:
+        return _json(inbound, self._models.list(self.registry.snapshot, self.registry.ledger))
+
+    async def _one_model(self, inbound: Inbound) -> web.Response:
+        name = inbound.path.removeprefix(MODEL_PREFIX)
+        return _json(inbound, self._models.card(name, self.registry.snapshot, self.registry.ledger))
+
+    async def _metrics(self, inbound: Inbound) -> web.Response:
+        parts = []
+        for part in self.metrics.exposition():
+            parts.append(part)
+            await asyncio.sleep(0)  # between two families others may have their turn
+        return web.Response(
+            body=b"".join(parts),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            | id_headers(inbound.dialect, inbound.request_id),
+        )
+
+
+def read_tokens(config: Config, base: Path) -> dict[str, str]:
+    """Node → token, from the token files; relative paths start at `base`. Raises OSError."""
+    return {
+        neuron.name: (base / neuron.token_file).read_text().strip()
+        for neuron in config.neurons
+        if neuron.token_file is not None
+    }
+
+
+def _json(inbound: Inbound, content: object, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(content),
+        content_type="application/json",
+        headers=id_headers(inbound.dialect, inbound.request_id),
+    )
+
+
+def _unknown_route(inbound: Inbound) -> Refusal:
+    return Refusal(
+        errors.UNKNOWN_ROUTE,
+        f"There is no {inbound.request.method} {inbound.path[:200]} here; inference is at "
+        "/v1/chat/completions, models are listed at /v1/models.",
+    )

@@ -1,0 +1,37 @@
+"""What the gateway says of itself: /health, /ready, /version and the front door."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from cortexd.fleet.snapshot import Snapshot
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """GET /health: the worst that is true, and every reason for it."""
+
+    status: Literal["ok", "degraded", "impaired"]
+    reasons: list[str]
+
+
+def condition(snapshot: Snapshot) -> Condition:
+    """`impaired`: something resident can't serve; `degraded`: a node is down."""
+    impaired = [
+        f"model {replica.model} on {replica.node} can't serve: {replica.unservable}"
+        for replicas in snapshot.replicas.values()
+        for replica in replicas
+        if replica.unservable is not None and snapshot.nodes[replica.node].healthy
+    ]
+    degraded = [
+        f"node {node.name} is down: {node.trouble or 'not polled yet'}"
+        for node in snapshot.nodes.values()
+        if not node.healthy
+    ]
+    status: Literal["ok", "degraded", "impaired"] = "ok"
+    if degraded:
+        status = "degraded"
+    if impaired:
+        status = "impaired"
+    return Condition(status, impaired + degraded)

@@ -1,0 +1,80 @@
+"""A Refusal becomes the caller's error envelope: the only place that knows both dialects' words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+import msgspec
+from aiohttp import web
+
+from cortexd import errors
+from cortexd.errors import Refusal
+from cortexd.wire import anthropic, openai
+
+Dialect = Literal["openai", "anthropic"]
+
+_ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_OVERLOADED: Final = 529  # Anthropic's own status for what HTTP calls 503
+
+
+def dialect_of(path: str) -> Dialect:
+    """Whose words a caller of this path understands."""
+    return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
+
+
+def status_of(refusal: Refusal, dialect: Dialect) -> int:
+    """The HTTP status of a refusal on a face of that dialect."""
+    status = refusal.kind.status
+    return _OVERLOADED if dialect == "anthropic" and status == 503 else status
+
+
+def envelope(refusal: Refusal, dialect: Dialect, request_id: str) -> bytes:
+    """The JSON body that says it."""
+    status = refusal.kind.status
+    if dialect == "anthropic":
+        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        return msgspec.json.encode(
+            anthropic.ErrorEnvelope(anthropic.Error(kind, refusal.message), request_id)
+        )
+    kind = (
+        "rate_limit_error"
+        if status == 429
+        else "invalid_request_error"
+        if status < 500
+        else "api_error"
+    )
+    return msgspec.json.encode(
+        openai.ErrorEnvelope(openai.Error(refusal.message, kind, refusal.param, refusal.kind.code))
+    )
+
+
+def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
+    """The whole response."""
+    response = web.Response(
+        status=status_of(refusal, dialect),
+        body=envelope(refusal, dialect, request_id),
+        content_type="application/json",
+        headers={"x-cortex-code": refusal.kind.code} | id_headers(dialect, request_id),
+    )
+    if refusal.retry_after is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after)
+    if not refusal.kind.should_retry:
+        response.headers["x-should-retry"] = "false"
+    if refusal.kind in (errors.REQUEST_TOO_LARGE, errors.BAD_REQUEST):
+        response.force_close()  # what is left of the request is not worth reading
+    return response
+
+
+def id_headers(dialect: Dialect, request_id: str) -> dict[str, str]:
+    """The request id, under every name that the dialect's clients read."""
+    headers = {"x-request-id": request_id}
+    return headers | {"request-id": request_id} if dialect == "anthropic" else headers

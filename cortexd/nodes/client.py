@@ -1,0 +1,141 @@
+"""Typed calls to a neuron. Whatever goes wrong is a NodeError in words an operator can act on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from cortexd.wire import neuron as wire
+
+T = TypeVar("T")
+
+_decode_discovery = msgspec.json.Decoder(wire.Discovery)
+_decode_health = msgspec.json.Decoder(wire.Health)
+_decode_models = msgspec.json.Decoder(list[wire.Model])
+_decode_status = msgspec.json.Decoder(wire.StatusAnswer)
+_decode_endpoint = msgspec.json.Decoder(wire.Endpoint)
+
+
+class NodeError(Exception):
+    """A neuron did not do what it was asked.
+
+    status: the HTTP status of its answer; None: there was no usable answer.
+    code: the machine-readable code in its answer, when it gave one.
+    """
+
+    def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class NeuronClient:
+    """The neuron at `base` (a URL without a trailing slash). `token` is its bearer token."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base: str, *, token: str | None = None
+    ) -> None:
+        self._session = session
+        self._base = base
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    async def discovery(self, timeout: float) -> wire.Discovery:
+        """GET /discovery."""
+        return _decoded(_decode_discovery, await self._get("/discovery", timeout), "/discovery")
+
+    async def health(self, timeout: float) -> wire.Health:
+        """GET /health."""
+        return _decoded(_decode_health, await self._get("/health", timeout), "/health")
+
+    async def models(self, timeout: float) -> list[wire.Model]:
+        """GET /models."""
+        return _decoded(_decode_models, await self._get("/models", timeout), "/models")
+
+    async def endpoint(self, model: str, timeout: float) -> str:
+        """GET /models/{id}/endpoint: the URL as the node spells it."""
+        path = wire.endpoint_path(model)
+        return _decoded(_decode_endpoint, await self._get(path, timeout), path).url
+
+    async def load(self, request: wire.LoadRequest) -> str:
+        """POST /models/load: `loaded`, or `loading` when the node only took note.
+
+        Takes as long as the node does; the caller bounds it. That somebody else has loaded it
+        first is a success.
+        """
+        path = "/models/load"
+        try:
+            body = await self._call("POST", path, None, request)
+        except NodeError as error:
+            if "already loaded" in str(error):
+                return wire.LOADED
+            raise
+        return _decoded(_decode_status, body, path).status
+
+    async def unload(self, request: wire.UnloadRequest, timeout: float) -> str:
+        """POST /models/unload."""
+        path = "/models/unload"
+        return _decoded(
+            _decode_status, await self._call("POST", path, timeout, request), path
+        ).status
+
+    async def _get(self, path: str, timeout: float) -> bytes:
+        return await self._call("GET", path, timeout)
+
+    async def _call(
+        self, method: str, path: str, timeout: float | None, body: msgspec.Struct | None = None
+    ) -> bytes:
+        headers: Mapping[str, str] = self._headers
+        data = None
+        if body is not None:
+            data = msgspec.json.encode(body)
+            headers = {**headers, "Content-Type": "application/json"}
+        try:
+            async with self._session.request(
+                method,
+                # Encoded by us: an id with a slash must stay one segment.
+                URL(self._base + path, encoded=True),
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=timeout or 10.0),
+            ) as answer:
+                content = await _read(answer, path)
+        except TimeoutError as error:
+            raise NodeError(f"{path}: no answer within {timeout or 10.0:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise NodeError(f"{path}: {_words(error)}") from error
+        if answer.status == 200:
+            return content
+        words, code = wire.fault_text(content)
+        if answer.status == 401:
+            words = "the neuron wants another token; check token_file"
+        raise NodeError(f"{path}: {answer.status} {words}".rstrip(), answer.status, code)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        reason = error.os_error
+        said = os.strerror(reason.errno) if reason.errno else str(reason)
+        return f"can't connect to {error.host}:{error.port}: {said}"
+    return str(error) or type(error).__name__
+
+
+async def _read(answer: aiohttp.ClientResponse, path: str) -> bytes:
+    content = bytearray()
+    async for chunk in answer.content.iter_any():
+        content += chunk
+        if len(content) > wire.MAX_BODY:
+            raise NodeError(f"{path}: an answer of over {wire.MAX_BODY >> 20} MiB")
+    return bytes(content)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes, path: str) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise NodeError(f"{path}: not what a neuron answers: {error}") from error

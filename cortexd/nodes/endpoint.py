@@ -1,0 +1,77 @@
+"""Where inference for a node goes: the rule that turns a node's own word into a URL we may use.
+
+A neuron is trusted to run models, not to steer the gateway at other hosts. Loopback names mean
+the neuron's own host, since a host can't know its outside name; any other host must be the
+neuron's own or be allowed in the configuration.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Collection
+from urllib.parse import SplitResult, urlsplit
+
+
+class EndpointRefused(Exception):
+    """The node names an endpoint that must not be used; the message says why and what to do."""
+
+
+def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> str:
+    """`url` as the node gave it → a base URL without a trailing slash.
+
+    neuron: the configured endpoint of that node, whose host stands in for loopback names.
+    Raises EndpointRefused.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise EndpointRefused(f"it names the endpoint {url!r}, which is no URL: {error}") from None
+    if parts.scheme not in {"http", "https"} or not host:
+        raise EndpointRefused(f"it names the endpoint {url!r}, which is not http or https")
+    if parts.username is not None or parts.password is not None:
+        raise EndpointRefused("it names an endpoint with credentials in the URL")
+    if parts.query or parts.fragment or any(char <= " " or char > "~" for char in parts.path):
+        raise EndpointRefused(f"it names the endpoint {url!r}, which is not a plain base URL")
+    own = urlsplit(neuron).hostname or ""
+    if is_loopback(host):
+        host = own
+    elif _name(host) != _name(own) and _name(host) not in {_name(name) for name in allowed_hosts}:
+        raise EndpointRefused(
+            f"it names an endpoint on the host {host!r}, which is not its own; if that is right, "
+            f"add it: [security] allowed_inference_hosts = [{host!r}]".replace("'", '"')
+        )
+    netloc = f"[{host}]" if ":" in host else host
+    if port is not None:
+        netloc += f":{port}"
+    return SplitResult(parts.scheme, netloc, parts.path.rstrip("/"), "", "").geturl()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name means "this very machine", in any spelling that a resolver accepts."""
+    name = _name(host)
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    address = _address(name)
+    if address is None:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified
+
+
+def _name(host: str) -> str:
+    return host.lower().rstrip(".").partition("%")[0]
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        pass
+    try:
+        # The old spellings that getaddrinfo still takes: 127.1, 2130706433, 0x7f000001.
+        return ipaddress.IPv4Address(socket.inet_aton(name))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,28 @@
+"""What every test gets: uvloop, as in production, and an alarm on calls that block the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from blockbuster import blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx("cortexd"):
+        yield
+
+
+def pytest_configure() -> None:
+    # Else pytest-asyncio asks for "the present loop", which makes one that nobody ever closes.
+    asyncio.set_event_loop(None)
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], Any]]:
+    return {"uvloop": uvloop.new_event_loop}

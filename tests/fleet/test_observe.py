@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+
+from cortexd.config.catalogue import Profile
+from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.observe import Observation, forgotten, is_restarted, observed, told
+from cortexd.fleet.snapshot import Node
+from cortexd.wire.neuron import Health, Model
+from tests.fleet.fleet import hardware, node
+
+NOTHING = Catalogue()
+
+
+def seen(*models: Model, sent: float = 10.0, **fields: object) -> Observation:
+    return Observation(sent, sent + 0.1, models=list(models), **fields)  # type: ignore[arg-type]
+
+
+def after(before: Node, observation: Observation) -> Node:
+    return observed(before, observation, NOTHING, unhealthy_after=3)
+
+
+def test_a_node_is_healthy_from_its_first_answer_and_down_after_three_failures() -> None:
+    one = Node("a", "http://a")
+    assert not one.healthy
+    one = after(one, seen())
+    assert one.healthy
+    fails = Observation(11.0, 11.1, failure="timed out")
+    states = []
+    for _ in range(4):
+        one = after(one, fails)
+        states.append(one.healthy)
+    assert states == [True, True, False, False]
+    assert one.trouble == "timed out"
+    assert after(one, seen(sent=20.0)).healthy
+
+
+def test_a_node_that_never_answered_is_polled_but_not_healthy() -> None:
+    one = after(Node("a", "http://a"), Observation(1.0, 1.1, failure="refused"))
+    assert one.polled
+    assert not one.healthy
+
+
+def test_a_failed_poll_keeps_what_was_known() -> None:
+    one = after(node("a", {"m": "loaded"}), Observation(11.0, 11.1, failure="timed out"))
+    assert one.models["m"].status == "loaded"
+
+
+def test_a_poll_sent_before_a_told_fact_does_not_overrule_it() -> None:
+    one = told(node("a"), "m", "loaded", at=10.5)
+    assert after(one, seen(sent=10.0)).models["m"].status == "loaded"
+    late = after(after(one, seen(sent=10.0)), seen(sent=11.0))
+    assert "m" not in late.models
+    assert not late.told
+
+
+def test_a_told_fact_also_stands_against_another_status_of_an_older_poll() -> None:
+    one = told(node("a", {"m": "unloaded"}), "m", "reloading", at=10.5)
+    assert after(one, seen(Model("m", "unloaded"), sent=10.4)).models["m"].status == "reloading"
+    assert after(one, seen(Model("m", "loaded"), sent=10.6)).models["m"].status == "loaded"
+
+
+def test_what_is_forgotten_is_gone_until_a_poll_lists_it_again() -> None:
+    one = forgotten(told(node("a"), "m", "loaded", at=10.5), "m")
+    assert "m" not in one.models
+    assert "m" not in after(one, seen(sent=10.0)).models
+    assert "m" in after(one, seen(Model("m", "loaded"), sent=10.0)).models
+
+
+@pytest.mark.parametrize(
+    ("uptime", "restarted"), [(103.0, False), (98.1, False), (97.9, True), (0.5, True)]
+)
+def test_a_restart_is_an_uptime_that_went_back(uptime: float, restarted: bool) -> None:
+    before = node("a")  # an uptime of 100 s at 1.1 s on our clock
+    assert is_restarted(before, Health(uptime_secs=uptime), 4.1) is restarted
+
+
+def test_a_restart_drops_the_description_and_starts_another_epoch() -> None:
+    before = node("a", {"m": "loaded"})
+    now = after(before, seen(Model("m", "loaded"), health=Health(uptime_secs=1)))
+    assert now.hardware is None
+    assert now.epoch == before.epoch + 1
+    described = after(before, seen(health=Health(uptime_secs=1), discovery=hardware(8)))
+    assert described.hardware == hardware(8)
+
+
+def test_an_unchanged_list_keeps_its_identity() -> None:
+    before = node("a", {"m": "loaded"})
+    assert after(before, seen(Model("m", "loaded"))).models is before.models
+
+
+def test_a_model_reported_with_its_source_is_understood_as_the_bare_id() -> None:
+    catalogue = Catalogue.of((Profile("a/b", source="hf"),), {})
+    one = observed(
+        node("a"),
+        seen(Model("hf:a/b", "loaded"), Model("llama3:8b", "loaded")),
+        catalogue,
+        unhealthy_after=3,
+    )
+    assert set(one.models) == {"a/b", "llama3:8b"}
+    assert one.models["a/b"].id == "a/b"
+
+
+def test_a_status_word_we_do_not_know_is_unknown() -> None:
+    assert after(node("a"), seen(Model("m", "hibernating"))).models["m"].status == "unknown"

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from cortexd.nodes.client import NeuronClient, NodeError
+from cortexd.wire.neuron import LOADED, LoadRequest, Model, UnloadRequest
+from tests.fakes import FakeNeuron
+
+
+@pytest.fixture
+async def neuron() -> AsyncIterator[FakeNeuron]:
+    async with FakeNeuron({"a/b": LOADED}).running() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def client(neuron: FakeNeuron) -> AsyncIterator[NeuronClient]:
+    async with aiohttp.ClientSession() as session:
+        yield NeuronClient(session, neuron.url, token="s3cret")
+
+
+async def test_the_reads_are_typed(client: NeuronClient, neuron: FakeNeuron) -> None:
+    assert await client.models(5) == [Model("a/b", "loaded")]
+    assert (await client.discovery(5)).devices[0].vram_total_mb == 24000
+    assert (await client.health(5)).uptime_secs is not None
+
+
+async def test_an_id_is_one_segment_of_the_path(client: NeuronClient, neuron: FakeNeuron) -> None:
+    neuron.endpoint_answer = lambda _: web.json_response({"url": "http://localhost:1"})
+    assert await client.endpoint("a/b c%?", 5) == "http://localhost:1"
+    assert neuron.calls[-1][1] == "/models/a%2Fb%20c%25%3F/endpoint"
+
+
+async def test_a_token_goes_with_every_call(client: NeuronClient, neuron: FakeNeuron) -> None:
+    neuron.token = "s3cret"
+    assert await client.models(5)
+    neuron.token = "another"
+    with pytest.raises(NodeError, match="token_file") as error:
+        await client.models(5)
+    assert error.value.status == 401
+    assert "s3cret" not in str(error.value)
+
+
+async def test_null_in_an_optional_field_means_absent(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    names = Model.__struct_fields__[2:]
+    neuron.models = {"m": {"id": "m", "status": "loaded"} | dict.fromkeys(names)}
+    assert await client.models(5) == [Model("m", "loaded")]
+
+
+async def test_unknown_fields_are_ignored(client: NeuronClient, neuron: FakeNeuron) -> None:
+    neuron.models = {"m": {"id": "m", "status": "loaded", "colour": {"deep": [1]}}}
+    assert await client.models(5) == [Model("m", "loaded")]
+
+
+@pytest.mark.parametrize("entry", [{"id": "m"}, {"status": "loaded"}, {"id": 1, "status": "x"}])
+async def test_a_missing_required_field_fails_the_call(
+    client: NeuronClient, neuron: FakeNeuron, entry: dict[str, object]
+) -> None:
+    neuron.models = {"m": entry}
+    with pytest.raises(NodeError, match="not what a neuron answers"):
+        await client.models(5)
+
+
+async def test_an_answer_without_end_is_cut_at_its_bound(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    async def endless(body: object) -> web.Response:
+        return web.Response(body=b" " * (9 << 20))
+
+    neuron.load_answer = endless
+    with pytest.raises(NodeError, match="over 8 MiB"):
+        await client.load(LoadRequest("m"))
+
+
+async def test_that_somebody_else_loaded_it_is_a_success(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    async def raced(body: object) -> web.Response:
+        return web.json_response({"error": {"message": "Model already loaded"}}, status=400)
+
+    neuron.load_answer = raced
+    assert await client.load(LoadRequest("m")) == LOADED
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "code"),
+    [
+        ({"error": "no such quant"}, "422 no such quant", None),
+        (
+            {"error": {"message": "too big", "code": "insufficient_vram"}},
+            "too big",
+            "insufficient_vram",
+        ),
+        ({"error": "busy", "code": "busy"}, "422 busy", "busy"),
+        ([1], r"422 \[1\]", None),
+    ],
+)
+async def test_a_refused_load_carries_the_nodes_own_words(
+    client: NeuronClient, neuron: FakeNeuron, answer: object, words: str, code: str | None
+) -> None:
+    async def refuse(body: object) -> web.Response:
+        return web.json_response(answer, status=422)
+
+    neuron.load_answer = refuse
+    with pytest.raises(NodeError, match=words) as error:
+        await client.load(LoadRequest("m"))
+    assert (error.value.status, error.value.code) == (422, code)
+
+
+async def test_a_load_is_asked_for_as_the_wire_says(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    request = LoadRequest("hf:m", "llamacpp", "Q4", 2, [0, 1])
+    assert await client.load(request) == LOADED
+    assert neuron.called("POST", "/models/load") == [
+        {
+            "model_id": "hf:m",
+            "harness": "llamacpp",
+            "quant": "Q4",
+            "tensor_parallel": 2,
+            "devices": [0, 1],
+        }
+    ]
+
+
+async def test_a_silent_node_is_given_up_on(client: NeuronClient, neuron: FakeNeuron) -> None:
+    neuron.answer_polls.clear()
+    with pytest.raises(NodeError, match=r"no answer within 0\.05 s"):
+        await client.models(0.05)
+
+
+async def test_a_node_that_hangs_up_is_an_error_in_words(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    neuron.unreachable = True
+    with pytest.raises(NodeError, match="/models: "):
+        await client.models(5)
+
+
+async def test_nobody_there_is_an_error_in_words() -> None:
+    async with FakeNeuron().running() as gone:
+        url = gone.url
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(NodeError, match=r"/health: can't connect to .*: Connection refused"):
+            await NeuronClient(session, url).health(5)
+
+
+async def test_an_unload_says_whether_only_if_idle(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    async def infer(request: web.Request, body: object) -> web.Response:
+        return web.json_response({"error": "busy", "code": "busy"}, status=409)
+
+    neuron.infer = infer
+    with pytest.raises(NodeError) as error:
+        await client.unload(UnloadRequest("m", if_idle=True), 5)
+    assert error.value.code == "busy"
+    assert neuron.called("POST", "/models/unload") == [{"model_id": "m", "if_idle": True}]
+
+
+async def test_a_call_that_is_cancelled_leaves_nothing_running(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    neuron.release.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await client.load(LoadRequest("m"))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from cortexd.nodes.endpoint import EndpointRefused, is_loopback, usable_endpoint
+
+NEURON = "http://beast.internal:13131"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "foo.localhost",
+        "127.0.0.1",
+        "127.9.8.7",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "0.0.0.0",
+        "0",
+        "[::1]",
+        "[::]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::ffff:127.0.0.1]",
+        "[::1%25lo]",
+    ],
+)
+def test_every_spelling_of_loopback_means_the_neurons_own_host(host: str) -> None:
+    url = usable_endpoint(f"http://{host}:20001/base/", NEURON, ())
+    assert url == "http://beast.internal:20001/base"
+
+
+@pytest.mark.parametrize(
+    ("said", "neuron", "expected"),
+    [
+        ("http://localhost:13131/", NEURON, "http://beast.internal:13131"),
+        ("https://localhost", NEURON, "https://beast.internal"),
+        ("http://localhost:1", "http://[fd00::7]:13131", "http://[fd00::7]:1"),
+        ("http://beast.internal:9/x//", NEURON, "http://beast.internal:9/x"),
+        ("http://BEAST.internal.:9", NEURON, "http://beast.internal.:9"),
+        ("http://127.0.0.1:9", "http://127.0.0.2:13131", "http://127.0.0.2:9"),
+        ("http://gpu-lb.internal:9", NEURON, "http://gpu-lb.internal:9"),
+    ],
+)
+def test_scheme_port_and_path_are_kept_without_a_trailing_slash(
+    said: str, neuron: str, expected: str
+) -> None:
+    assert usable_endpoint(said, neuron, ["gpu-lb.internal"]) == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "http://169.254.169.254/latest",
+        "http://[::ffff:169.254.169.254]/",
+        "http://evil.example:80",
+        "http://localhost.evil.example",
+        "http://user@localhost:1",
+        "http://user:secret@beast.internal:1",
+        "ftp://localhost:1",
+        "file:///etc/passwd",
+        "localhost:13131",
+        "",
+        "http://",
+        "http://localhost:99999",
+        "http://[::1",
+        "http://localhost:1/?next=x",
+        "http://localhost:1/#x",
+        "http://localhost:1/a b",
+        "http://localhost:1/\r\nX: y",
+    ],
+)
+def test_any_other_endpoint_is_refused(said: str) -> None:
+    with pytest.raises(EndpointRefused):
+        usable_endpoint(said, NEURON, ["gpu-lb.internal"])
+
+
+def test_a_refused_host_comes_with_the_line_that_would_allow_it() -> None:
+    with pytest.raises(EndpointRefused) as refused:
+        usable_endpoint("http://other:80", NEURON, ())
+    assert '[security] allowed_inference_hosts = ["other"]' in str(refused.value)
+
+
+@pytest.mark.parametrize("host", ["beast", "10.0.0.1", "128.0.0.1", "::2", "notlocalhost", ""])
+def test_other_hosts_are_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
