@@ -16,6 +16,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import generate_latest
@@ -25,6 +26,8 @@ from prometheus_client.registry import Collector
 from cortexd import __version__
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
 from cortexd.wire.usage import Usage
+
+disable_created_metrics()  # a `_created` series beside every series tells nobody anything
 
 OTHER = "_other"  # stands for every label value that is not a known name
 MIB = 1024 * 1024

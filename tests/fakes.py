@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ class FakeNeuron:
         self.port = 0
         self.calls: list[tuple[str, str, Any]] = []
         self.inference: list[dict[str, Any]] = []
-        self.inference_headers: list[dict[str, str]] = []
+        self.inference_headers: list[Mapping[str, str]] = []
         self.unreachable = False
         self.answer_polls = asyncio.Event()
         self.answer_polls.set()
@@ -89,7 +89,7 @@ class FakeNeuron:
             return await self.load_answer(body)
         if request.method == "POST":
             self.inference.append(body)
-            self.inference_headers.append(dict(request.headers))
+            self.inference_headers.append(request.headers)
             return await self.infer(request, body)
         await self.answer_polls.wait()
         if path == "/discovery":

@@ -28,7 +28,7 @@ from cortexd.fleet.snapshot import Node
 from cortexd.gateway.health import condition
 from cortexd.gateway.intake import request_id
 from cortexd.gateway.openai import ModelBook
-from cortexd.gateway.refusals import answer, dialect_of, id_headers
+from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.gateway.relay import Inbound, Relay
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
@@ -246,7 +246,7 @@ class Gateway:
         return web.Response(
             body=b"".join(parts),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-            | id_headers(inbound.dialect, inbound.request_id),
+            | own_headers(inbound.dialect, inbound.request_id),
         )
 
 
@@ -264,7 +264,7 @@ def _json(inbound: Inbound, content: object, status: int = 200) -> web.Response:
         status=status,
         body=msgspec.json.encode(content),
         content_type="application/json",
-        headers=id_headers(inbound.dialect, inbound.request_id),
+        headers=own_headers(inbound.dialect, inbound.request_id),
     )
 
 

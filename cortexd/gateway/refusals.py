@@ -63,7 +63,7 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
         status=status_of(refusal, dialect),
         body=envelope(refusal, dialect, request_id),
         content_type="application/json",
-        headers={"x-cortex-code": refusal.kind.code} | id_headers(dialect, request_id),
+        headers={"x-cortex-code": refusal.kind.code} | own_headers(dialect, request_id),
     )
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
@@ -74,7 +74,7 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
     return response
 
 
-def id_headers(dialect: Dialect, request_id: str) -> dict[str, str]:
-    """The request id, under every name that the dialect's clients read."""
-    headers = {"x-request-id": request_id}
+def own_headers(dialect: Dialect, request_id: str) -> dict[str, str]:
+    """Who answers, and the request id under every name that the dialect's clients read."""
+    headers = {"Server": "cortexd", "x-request-id": request_id}
     return headers | {"request-id": request_id} if dialect == "anthropic" else headers

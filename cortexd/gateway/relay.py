@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -18,13 +17,16 @@ from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.routing import Query
 from cortexd.gateway.intake import parse_view, read_body, with_model
-from cortexd.gateway.refusals import Dialect, id_headers, status_of
+from cortexd.gateway.refusals import Dialect, own_headers, status_of
 from cortexd.metrics import OTHER, Metrics
+from cortexd.nodes.endpoint import is_own_host
 from cortexd.proxy.exchange import Call, Carried, Exchange, UpstreamFault
 from cortexd.wire.openai import RequestView
 
 access = logging.getLogger("cortexd.access")
 
+# Answers that speak of no tokens by their nature.
+UNCOUNTED = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens", "/v1/moderations"})
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 
 
@@ -146,13 +148,12 @@ class Relay:
         headers = {"X-Request-Id": inbound.request_id}
         token = self._tokens.get(route.node)
         node = self._registry.snapshot.nodes[route.node]
-        # A token is for its neuron's own host, wherever else an endpoint may be allowed to be.
-        if token and urlsplit(route.endpoint).hostname == urlsplit(node.endpoint).hostname:
+        if token and is_own_host(route.endpoint, node.endpoint):
             headers["Authorization"] = f"Bearer {token}"
         return headers
 
     def _answer_headers(self, inbound: Inbound, route: RouteDecision) -> dict[str, str]:
-        headers = id_headers(inbound.dialect, inbound.request_id)
+        headers = own_headers(inbound.dialect, inbound.request_id)
         if self._config.gateway.expose_route:
             headers["x-cortex-node"] = route.node
             headers["x-cortex-model"] = route.replica.model
@@ -182,7 +183,7 @@ class Relay:
         carried, route, first = inbound.carried, inbound.route, None
         if carried is not None and route is not None:
             first = carried.first_byte - inbound.received
-            if carried.status == 200:
+            if carried.status == 200 and inbound.path not in UNCOUNTED:
                 metrics.used(model, route.node, carried.usage)
             if carried.interrupted:
                 metrics.child(metrics.streams_interrupted, "upstream").inc()

@@ -37,7 +37,9 @@ def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> st
     own = urlsplit(neuron).hostname or ""
     if is_loopback(host):
         host = own
-    elif _name(host) != _name(own) and _name(host) not in {_name(name) for name in allowed_hosts}:
+    elif not is_own_host(url, neuron) and _name(host) not in {
+        _name(name) for name in allowed_hosts
+    }:
         raise EndpointRefused(
             f"it names an endpoint on the host {host!r}, which is not its own; if that is right, "
             f"add it: [security] allowed_inference_hosts = [{host!r}]".replace("'", '"')
@@ -46,6 +48,11 @@ def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> st
     if port is not None:
         netloc += f":{port}"
     return SplitResult(parts.scheme, netloc, parts.path.rstrip("/"), "", "").geturl()
+
+
+def is_own_host(endpoint: str, neuron: str) -> bool:
+    """Whether an endpoint is on the neuron's own host: a node's token goes nowhere else."""
+    return _name(urlsplit(endpoint).hostname or "") == _name(urlsplit(neuron).hostname or "")
 
 
 def is_loopback(host: str) -> bool:

@@ -34,7 +34,7 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
     error: Error
 
 
-class Location(msgspec.Struct, frozen=True):
+class Location(msgspec.Struct, frozen=True, omit_defaults=True):
     """One node that knows a model."""
 
     node: str

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cortexd.nodes.endpoint import EndpointRefused, is_loopback, usable_endpoint
+from cortexd.nodes.endpoint import EndpointRefused, is_loopback, is_own_host, usable_endpoint
 
 NEURON = "http://beast.internal:13131"
 
@@ -88,3 +88,8 @@ def test_a_refused_host_comes_with_the_line_that_would_allow_it() -> None:
 @pytest.mark.parametrize("host", ["beast", "10.0.0.1", "128.0.0.1", "::2", "notlocalhost", ""])
 def test_other_hosts_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_only_the_neurons_own_host_is_its_own() -> None:
+    assert is_own_host("http://BEAST.internal.:20001", NEURON)
+    assert not is_own_host("http://gpu-lb.internal:13131", NEURON)

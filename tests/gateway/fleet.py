@@ -1,0 +1,124 @@
+"""A whole gateway in this process, on real sockets, in front of fake neurons."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from cortexd.config.catalogue import Profile
+from cortexd.config.gateway import Config, Neuron, Polling
+from cortexd.config.units import Duration
+from cortexd.gateway.app import Gateway
+from tests.fakes import FakeNeuron
+
+GUARD = 20.0  # seconds; a test that waits longer than that hangs
+
+
+class Fleet:
+    """The gateway, its neurons and a client of it."""
+
+    def __init__(
+        self, gateway: Gateway, neurons: Mapping[str, FakeNeuron], client: aiohttp.ClientSession
+    ) -> None:
+        self.gateway = gateway
+        self.neurons = neurons
+        self.client = client
+        self.url = "http://{}:{}".format(*gateway.address)
+
+    async def ask(
+        self,
+        model: str = "m",
+        path: str = "/v1/chat/completions",
+        *,
+        headers: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> Answer:
+        """One POST; the whole answer."""
+        body = {"model": model, "messages": [{"role": "user", "content": "hi"}]} | fields
+        async with self.client.post(self.url + path, json=body, headers=headers) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def get(self, path: str) -> Answer:
+        async with self.client.get(self.url + path) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics; 0 when it is not there."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        text = (await self.get("/metrics")).body.decode()
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return sample.value
+        return 0.0
+
+    def loads(self, node: str) -> list[Any]:
+        """The bodies of the loads asked of a node."""
+        return self.neurons[node].called("POST", "/models/load")
+
+
+class Answer:
+    """A response that was read to its end."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that the loop will bring about; fails after the guard."""
+    async with asyncio.timeout(GUARD):
+        while not condition():  # noqa: ASYNC110 - it has no event of its own
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running_fleet(
+    *models: Profile,
+    config: Config | None = None,
+    tokens: Mapping[str, str] | None = None,
+    wait_settled: bool = True,
+    aliases: dict[str, str] | None = None,
+    **neurons: FakeNeuron,
+) -> AsyncIterator[Fleet]:
+    """Start neurons (by name) and a gateway in front of them."""
+    async with AsyncExitStack() as stack:
+        for neuron in neurons.values():
+            await stack.enter_async_context(neuron.running())
+        base = config or Config(
+            polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
+        )
+        gateway = Gateway(
+            msgspec.structs.replace(
+                base,
+                gateway=msgspec.structs.replace(
+                    base.gateway, listen="127.0.0.1:0", shutdown_timeout=Duration(1)
+                ),
+                neurons=tuple(Neuron(name, neuron.url) for name, neuron in neurons.items()),
+                models=models or base.models,
+                aliases=aliases or base.aliases,
+            ),
+            tokens=tokens,
+        )
+        await gateway.start()
+        stack.push_async_callback(gateway.close)
+        client = await stack.enter_async_context(
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=GUARD),
+            )
+        )
+        if wait_settled:
+            await until(lambda: gateway.registry.snapshot.settled)
+        yield Fleet(gateway, neurons, client)
