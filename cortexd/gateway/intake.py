@@ -58,8 +58,9 @@ def parse_view(body: bytes) -> RequestView:
     except msgspec.ValidationError as error:
         field = _FIELD.search(str(error))
         if field is not None and field[1] != "model":
+            said = str(error).partition(" - at")[0]
             raise Refusal(
-                errors.INVALID_VALUE, f"{field[1]}: {error}".partition(" - at")[0], param=field[1]
+                errors.INVALID_VALUE, f"The field `{field[1]}` is wrong: {said}.", param=field[1]
             ) from error
         raise Refusal(
             errors.MISSING_MODEL,

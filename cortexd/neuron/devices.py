@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -53,12 +54,20 @@ class Devices:
             self._gpus = self._gpus or gpus
         if not able:
             self.unavailable = "; ".join(complaints) or "no engine is installed"
-        self._facts = await asyncio.to_thread(_host, self._memory_mb, self._gpus)
+        devices = [
+            DeviceInfo(index=gpu.index, name=gpu.name, vram_total_mb=gpu.total_mb)
+            for gpu in self._gpus
+        ]
+        cpu, system = await asyncio.to_thread(_host)
+        if not devices:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+            total = memory if self._memory_mb is None else self._memory_mb
+            devices = [DeviceInfo(index=0, name=cpu, vram_total_mb=total, kind="cpu")]
         self._facts = Discovery(
-            devices=self._facts.devices,
-            hostname=self._facts.hostname,
-            os=self._facts.os,
-            kernel=self._facts.kernel,
+            devices=devices,
+            hostname=platform.node(),
+            os=system,
+            kernel=platform.release(),
             harnesses=able,
             cuda_unavailable_reason=self.unavailable,
         )
@@ -106,7 +115,9 @@ class Devices:
         if time.monotonic() - self._asked > _STALE and not self._tasks:
             self._tasks.spawn("gpu figures", self.refresh())
         return [
-            DeviceHealth(gpu.index, vram_used_mb=gpu.total_mb - gpu.free_mb, vram_free_mb=gpu.free_mb)
+            DeviceHealth(
+                gpu.index, vram_used_mb=gpu.total_mb - gpu.free_mb, vram_free_mb=gpu.free_mb
+            )
             for gpu in self._gpus
         ]
 
@@ -126,29 +137,16 @@ class Devices:
         self._asked = time.monotonic()
 
 
-def _host(memory_mb: int | None, gpus: Sequence[Gpu]) -> Discovery:
-    devices = [
-        DeviceInfo(index=gpu.index, name=gpu.name, vram_total_mb=gpu.total_mb) for gpu in gpus
-    ]
-    if not devices:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-        total = memory if memory_mb is None else memory_mb
-        devices = [DeviceInfo(index=0, name=_cpu_name(), vram_total_mb=total, kind="cpu")]
-    try:
-        system = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
-    except OSError:
-        system = platform.system()
-    return Discovery(
-        devices=devices, hostname=platform.node(), os=system, kernel=platform.release()
-    )
-
-
-def _cpu_name() -> str:
-    try:
+def _host() -> tuple[str, str]:
+    """The names of the CPU and of the operating system. Reads files."""
+    cpu = platform.machine()
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.machine()
+                cpu = value.strip()
+                break
+    system = platform.system()
+    with suppress(OSError):
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", system)
+    return cpu, system

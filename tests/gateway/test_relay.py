@@ -81,7 +81,7 @@ async def test_those_who_come_during_a_lazy_start_join_it_on_the_same_node() -> 
 
     neurons = {name: sleepy(FakeNeuron({"m": "unloaded"})) for name in "ab"}
     async with running_fleet(Profile("m"), **neurons) as fleet:
-        asking = [asyncio.create_task(fleet.ask()) for _ in range(8)]  # noqa: TID251
+        asking = [asyncio.create_task(fleet.ask()) for _ in range(8)]
         await until(lambda: sum(len(neuron.inference) for neuron in neurons.values()) == 8)
         waking.set()
         answers = await asyncio.gather(*asking)

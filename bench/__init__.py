@@ -1,0 +1,1 @@
+"""Measurements that the project keeps; run by hand: `python -m bench --help`."""

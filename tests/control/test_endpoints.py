@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from tests.fakes import FakeNeuron
+from tests.gateway.fleet import running_fleet, until
+
+
+async def test_simultaneous_requests_share_one_question() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    async with running_fleet(a=neuron) as fleet:
+        answers = await asyncio.gather(*(fleet.ask() for _ in range(30)))
+        assert {answer.status for answer in answers} == {200}
+        assert len(neuron.called("GET", "/models/m/endpoint")) == 1
+
+
+async def test_a_change_of_status_makes_the_gateway_ask_anew() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    async with running_fleet(a=neuron) as fleet:
+        await fleet.ask()
+        neuron.models["m"] = "reloading"
+        await until(lambda: fleet.gateway.registry.snapshot.replicas["m"][0].status == "reloading")
+        await fleet.ask()
+        assert len(neuron.called("GET", "/models/m/endpoint")) == 2
+
+
+async def test_a_restart_of_the_node_makes_the_gateway_ask_anew() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.started -= 1000
+    async with running_fleet(a=neuron) as fleet:
+        await fleet.ask()
+        neuron.started += 1000
+        await until(lambda: fleet.gateway.registry.snapshot.nodes["a"].epoch == 1)
+        await fleet.ask()
+        assert len(neuron.called("GET", "/models/m/endpoint")) == 2
+
+
+async def test_an_endpoint_with_a_path_is_a_base() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.endpoint_answer = lambda _: web.json_response(
+        {"url": f"http://0.0.0.0:{neuron.port}/engine/"}
+    )
+    async with running_fleet(a=neuron) as fleet:
+        assert (await fleet.ask()).status == 200
+        assert neuron.calls[-1][1] == "/engine/v1/chat/completions"

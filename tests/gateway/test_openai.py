@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from cortexd.config.catalogue import Profile
+from cortexd.config.gateway import Config, Polling
+from cortexd.config.units import Duration
+from cortexd.wire.neuron import Cost, Limit
+from tests.fakes import FakeNeuron
+from tests.gateway.fleet import Fleet, running_fleet, until
+
+
+async def listed(fleet: Fleet) -> dict[str, Any]:
+    answer = (await fleet.get("/v1/models")).json
+    assert answer["object"] == "list"
+    return {card["id"]: card for card in answer["data"]}
+
+
+async def test_the_list_is_the_catalogue_what_nodes_report_and_the_aliases() -> None:
+    profile = Profile(
+        "team/m",
+        limit=Limit(context=8192),
+        cost=Cost(input=0.5, output=0),
+        capabilities=("text",),
+    )
+    reported = {
+        "id": "extra",
+        "status": "loaded",
+        "vram_used_mb": 900,
+        "limit": {"context": 2048},
+        "tool_call": True,
+        "reasoning": False,
+    }
+    async with running_fleet(
+        profile, a=FakeNeuron({"extra": reported}), aliases={"small": "team/m"}
+    ) as fleet:
+        cards = await listed(fleet)
+        assert list(cards) == ["extra", "small", "team/m"]
+        created = cards["extra"]["created"]
+        assert cards["extra"] == {
+            "id": "extra",
+            "object": "model",
+            "created": created,
+            "owned_by": "cortexd",
+            "loaded": True,
+            "status": "loaded",
+            "locations": [{"node": "a", "status": "loaded", "vram_used_mb": 900}],
+            "feasible_on": [],
+            "limit": {"context": 2048},
+            "max_model_len": 2048,
+            "context_length": 2048,
+            "tool_call": True,
+            "reasoning": False,
+        }
+        assert cards["team/m"] == {
+            "id": "team/m",
+            "object": "model",
+            "created": created,
+            "owned_by": "cortexd",
+            "loaded": False,
+            "status": "unloaded",
+            "locations": [],
+            "feasible_on": ["a"],
+            "capabilities": ["text"],
+            "limit": {"context": 8192},
+            "max_model_len": 8192,
+            "context_length": 8192,
+            "cost": {"input": 0.5, "output": 0},
+        }
+        assert cards["small"] == cards["team/m"] | {"id": "small", "alias_of": "team/m"}
+        assert await listed(fleet) == cards
+
+
+@pytest.mark.parametrize("path", ["/v1/models/team/m", "/v1/models/team%2Fm"])
+async def test_one_model_is_found_by_an_id_with_slashes(path: str) -> None:
+    async with running_fleet(Profile("team/m"), a=FakeNeuron()) as fleet:
+        assert (await fleet.get(path)).json["id"] == "team/m"
+
+
+async def test_an_unknown_model_is_a_404() -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        answer = await fleet.get("/v1/models/nobody")
+        assert (answer.status, answer.headers["x-cortex-code"]) == (404, "model_not_found")
+
+
+async def test_a_node_asleep_does_not_make_the_catalogue_vanish() -> None:
+    neuron = FakeNeuron({"known": "loaded"})
+    fast = Config(polling=Polling(Duration(0.05), Duration(1), unhealthy_after=1))
+    async with running_fleet(Profile("m"), a=neuron, config=fast) as fleet:
+        neuron.unreachable = True
+        await until(lambda: not fleet.gateway.registry.snapshot.healthy)
+        cards = await listed(fleet)
+        assert set(cards) == {"known", "m"}
+        assert not cards["known"]["loaded"]
+
+
+async def test_a_load_of_ours_shows_before_a_poll_has_seen_it() -> None:
+    neuron = FakeNeuron()
+    neuron.release.clear()
+    async with running_fleet(Profile("m"), a=neuron) as fleet:
+        asking = asyncio.create_task(fleet.ask())
+        await until(lambda: bool(fleet.loads("a")))
+        assert (await listed(fleet))["m"]["status"] == "loading"
+        neuron.release.set()
+        assert (await asking).status == 200
+        assert (await listed(fleet))["m"]["status"] == "loaded"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "shown"),
+    [
+        (("unloaded", "loaded"), "loaded"),
+        (("unloaded", "loading"), "loading"),
+        (("recovering", "unloaded"), "recovering"),
+        (("failed", "unloaded"), "unloaded"),
+        (("failed", "failed"), "failed"),
+        (("reloading", "unloaded"), "loaded"),
+        (("nonsense", "failed"), "failed"),
+    ],
+)
+async def test_the_status_is_the_best_of_what_nodes_say(
+    statuses: tuple[str, str], shown: str
+) -> None:
+    async with running_fleet(
+        a=FakeNeuron({"m": statuses[0]}), b=FakeNeuron({"m": statuses[1]})
+    ) as fleet:
+        assert (await listed(fleet))["m"]["status"] == shown
