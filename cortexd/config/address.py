@@ -6,7 +6,7 @@ ALLOWED = 'host:port, like "0.0.0.0:8080", "[::1]:8080" or ":8080" for every int
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """"0.0.0.0:8080" → ("0.0.0.0", 8080); no host means every interface. Raises ValueError."""
+    """ "0.0.0.0:8080" → ("0.0.0.0", 8080); no host means every interface. Raises ValueError."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):

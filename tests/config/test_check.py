@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cortexd.config.check import load_gateway, load_neuron
+from cortexd.config.source import ConfigError
+
+A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        (A + A, "neurons[1].name", '"a" stands here twice'),
+        ("[[models]]\nid='m'\n[[models]]\nid='m'", "models[1].id", '"m" stands here twice'),
+        (
+            A + "[[models]]\nid='m'\npinned_on=['b']",
+            "models[0].pinned_on[0]",
+            'no neuron is called "b" (allowed: a)',
+        ),
+        (
+            "[[models]]\nid='m'\npinned_on=['b']",
+            "models[0].pinned_on[0]",
+            "no neuron is configured",
+        ),
+        ("[aliases]\nx='y'\ny='m'", "aliases.x", '"y" is an alias itself'),
+        ("[aliases]\nx='x'", "aliases.x", '"x" is an alias itself'),
+        (
+            "[[models]]\nid='m'\n[aliases]\nm='n'",
+            "aliases.m",
+            "of the catalogue has this id",
+        ),
+        ("[aliases]\nx=''", "aliases.x", "can be empty"),
+        ("[gateway]\nlisten='8080'", "gateway.listen", 'found "8080"'),
+        ("[gateway]\nlisten='a:99999'", "gateway.listen", "allowed: host:port"),
+        ("[gateway]\nmetrics_listen='::1'", "gateway.metrics_listen", "allowed: host:port"),
+        (A.replace("http://a:1", "a:1"), "neurons[0].endpoint", 'found "a:1"'),
+        (A.replace("http://a:1", "ftp://a:1"), "neurons[0].endpoint", "allowed: a URL like"),
+        (A.replace("http://a:1", "http://a:1/x"), "neurons[0].endpoint", "allowed: a URL like"),
+        (A.replace("http://a:1", "http://a:1?x"), "neurons[0].endpoint", "allowed: a URL like"),
+        (A.replace("http://a:1", "http://:1"), "neurons[0].endpoint", "allowed: a URL like"),
+        (A.replace("http://a:1", "http://a:99999"), "neurons[0].endpoint", "out of range"),
+        (A.replace("http://a:1", "http://u:p@a:1"), "neurons[0].endpoint", "belongs in token_file"),
+        (A.replace("'a'", "' '"), "neurons[0].name", "1 to 128 printable"),
+        (A.replace("'a'", '"a\\nb"'), "neurons[0].name", "1 to 128 printable"),
+        (f"[[models]]\nid='{'m' * 129}'", "models[0].id", "1 to 128 printable"),
+    ],
+)
+def test_what_no_key_can_know_alone(tmp_path: Path, text: str, path: str, words: str) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_gateway(file, {})
+    (mistake,) = error.value.mistakes
+    assert mistake.path == path
+    assert words in mistake.text
+    assert mistake.line is not None
+    assert f"cortex.toml:{mistake.line}: {path}: " in str(error.value)
+
+
+def test_a_secret_in_a_url_is_not_repeated(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(A.replace("http://a:1", "http://u:hunter2@a:1"))
+    with pytest.raises(ConfigError) as error:
+        load_gateway(file, {})
+    assert "hunter2" not in str(error.value)
+
+
+def test_an_alias_may_point_to_a_model_that_only_nodes_know(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text("[aliases]\nx = 'somewhere/else'")
+    assert load_gateway(file, {}).aliases == {"x": "somewhere/else"}
+
+
+def test_an_endpoint_loses_its_trailing_slash(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(A.replace("http://a:1", "http://[fd00::1]:13131/"))
+    assert load_gateway(file, {}).neurons[0].endpoint == "http://[fd00::1]:13131"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[neuron]\nlisten='x'", "neuron.listen"),
+        ("[neuron]\nmemory_mb=0", "neuron.memory_mb"),
+        ("[[models]]\nid='m'\npath='p'\ncontext=0", "models[0].context"),
+        ("[[models]]\nid='m'\npath='p'\nparallel=0", "models[0].parallel"),
+        ("[[models]]\nid='m'\npath='p'\ngpu_layers=-2", "models[0].gpu_layers"),
+        ("[[models]]\nid='m'\npath='p'\nvram_mb=-1", "models[0].vram_mb"),
+        ("[[models]]\nid='m'\npath='p'\n[[models]]\nid='m'\npath='p'", "models[1].id"),
+    ],
+)
+def test_the_neurons_file_is_checked_too(tmp_path: Path, text: str, path: str) -> None:
+    file = tmp_path / "neuron.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_neuron(file, {})
+    assert [mistake.path for mistake in error.value.mistakes] == [path]
