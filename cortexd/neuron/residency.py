@@ -14,25 +14,25 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from cortexd.config.neuron import LocalModel
 from cortexd.daemon.tasks import Tasks
-from cortexd.errors import MODEL_NOT_FOUND, SHUTTING_DOWN, Kind, Refusal
+from cortexd.errors import MODEL_NOT_FOUND, SHUTTING_DOWN, Refusal
 from cortexd.neuron import library
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.harness import Engine, EngineError, Harness, Launch
+from cortexd.neuron.refusals import (
+    BUSY,
+    CUDA_UNAVAILABLE,
+    INSUFFICIENT_VRAM,
+    LOAD_CANCELLED,
+    LOAD_FAILED,
+    UNKNOWN_DEVICE,
+    UNKNOWN_HARNESS,
+)
 from cortexd.wire import neuron as wire
 
 log = logging.getLogger(__name__)
-
-BUSY: Final = Kind("busy", 409)
-UNKNOWN_HARNESS: Final = Kind("unknown_harness", 422)
-UNKNOWN_DEVICE: Final = Kind("unknown_device", 422)
-LOAD_FAILED: Final = Kind("load_failed", 500)
-LOAD_CANCELLED: Final = Kind("load_cancelled", 503, retry_after=1)
-CUDA_UNAVAILABLE: Final = Kind("cuda_unavailable", 503)
-INSUFFICIENT_VRAM: Final = Kind("insufficient_vram", 507)
 
 
 @dataclass(eq=False, slots=True)
@@ -212,15 +212,9 @@ class Residency:
 
     async def _found(self, request: wire.LoadRequest, harness: str) -> _Entry:
         """The entry of a model of which there is a file named like it."""
-        model_id, quant = request.model_id, request.quant
-        try:
-            path = await asyncio.to_thread(library.find, self._directories, model_id, quant)
-        except Refusal as refusal:
-            bare = model_id.partition(":")[2]
-            if refusal.kind is not MODEL_NOT_FOUND or not bare:
-                raise
-            path = await asyncio.to_thread(library.find, self._directories, bare, quant)
-            model_id = bare
+        model_id, path = await asyncio.to_thread(
+            library.find, self._directories, request.model_id, request.quant
+        )
         entry = self._entries.get(model_id)
         if entry is None or entry.is_forgettable:  # nobody else has begun meanwhile
             entry = _Entry(LocalModel(id=model_id, path=str(path), harness=harness), False)
@@ -244,7 +238,7 @@ class Residency:
         try:
             outcome = await self._come_up(entry.model, run)
             if isinstance(outcome, Refusal):
-                log.warning("not loaded: %s", outcome.message)
+                log.warning("no load of %s: %s", name, outcome.message)
                 self._settle(entry, run, outcome)
                 run.up.set_result(outcome)
                 return

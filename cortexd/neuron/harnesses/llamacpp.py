@@ -26,6 +26,7 @@ from cortexd.config.neuron import LocalModel
 from cortexd.neuron.harness import EngineError, Gpu, Launch
 
 _CHILD: Final = "cortexd.neuron.harnesses.llamacpp_child"
+_GPUS_TIMEOUT: Final = 60.0  # seconds; a driver that wakes up takes some
 _STOP_GRACE: Final = 3.0  # seconds from SIGTERM to SIGKILL
 _LOG_TAIL: Final = 16 * 1024  # bytes of a log that are searched for the reason of a failure
 _ENGINE_ERROR: Final = re.compile(r"^[\d.]+ E (.+)$", re.MULTILINE)
@@ -74,16 +75,21 @@ class LlamaCpp:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            said, complaint = await process.communicate()
+            async with asyncio.timeout(_GPUS_TIMEOUT):
+                said, complaint = await process.communicate()
+        except TimeoutError as error:
+            raise EngineError("llama.cpp does not tell which devices there are") from error
         finally:
             if process.returncode is None:
                 process.kill()
+                await process.wait()
         try:
             # Drivers may greet on stdout; what was asked for is the last line.
             self._gpus = _decode_gpus.decode(said.splitlines()[-1])
         except (IndexError, msgspec.DecodeError):
-            words = complaint.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise EngineError(f"llama.cpp can't run here: {words[-1]}") from None
+            raise EngineError(
+                f"llama.cpp can't run here: {_reason(complaint.decode(errors='replace'))}"
+            ) from None
         return self._gpus
 
     async def start(self, launch: Launch) -> LlamaCppEngine:
@@ -198,18 +204,16 @@ class LlamaCppEngine:
             except TimeoutError:
                 with suppress(ProcessLookupError):
                     process.kill()
-                await process.wait()
         if process.stdin is not None:
             process.stdin.close()
+        await process.communicate()  # to the end of its pipes, which closes them here
         if self._statm is not None:
             os.close(self._statm)
             self._statm = None
 
     async def _last_words(self) -> str:
         code = await self._process.wait()
-        text = await asyncio.to_thread(_tail, self._log)
-        errors = _ENGINE_ERROR.findall(text) or _OUR_ERROR.findall(text) or text.splitlines()[-1:]
-        words = "; ".join(list(dict.fromkeys(errors))[:2]) or "it said nothing"
+        words = _reason(await asyncio.to_thread(_tail, self._log))
         end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"{words} ({end}; log: {self._log})"
 
@@ -230,10 +234,17 @@ def _fresh_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
 
+def _reason(text: str) -> str:
+    """What went wrong, in the words of a log."""
+    errors = _ENGINE_ERROR.findall(text) or _OUR_ERROR.findall(text)
+    errors = errors or text.strip().splitlines()[-1:]
+    return "; ".join(list(dict.fromkeys(errors))[:2]) or "it said nothing"
+
+
 def _tail(path: Path) -> str:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_TAIL))
-            return file.read().decode(errors="replace").strip()
+            return file.read().decode(errors="replace")
     except OSError:
         return ""

@@ -1,9 +1,9 @@
 """The child side of the llamacpp harness: one process, one model, llama.cpp's own HTTP server.
 
 It is given its parent's process id as argument and one line of JSON on stdin: `model` (the
-file), `id` (its name), `set` (names of xllamacpp's CommonParams, dotted for nested ones, to values). When the
-model is loaded it prints the URL of its server; it ends when stdin does. `--devices` in place of
-the process id prints what llama.cpp knows of this host's devices instead.
+file), `id` (the name it answers under) and `set` (names of xllamacpp's CommonParams, dotted for
+nested ones, to values). When the model is loaded it prints the URL of its server; it ends when
+stdin does. `--devices` in place of the process id prints what llama.cpp knows of this host's GPUs.
 
 It imports nothing of cortexd: what goes wrong here must not reach the node agent.
 """
@@ -34,8 +34,7 @@ def main() -> None:
     if order is None:
         return
 
-    import xllamacpp
-
+    xllamacpp = engine()
     params = xllamacpp.CommonParams()
     params.model.path = order["model"]
     params.model_alias = {order["id"]}
@@ -49,6 +48,15 @@ def main() -> None:
     sys.stdin.buffer.read()
     # The server's destructor waits for clients that stream; whoever stops us has drained them.
     os._exit(0)
+
+
+def engine() -> Any:
+    """The module xllamacpp, which takes memory that does not come back."""
+    try:
+        import xllamacpp
+    except ImportError as error:
+        fail(f"{error}; it comes with: pip install 'cortexd[llamacpp]'")
+    return xllamacpp
 
 
 def die_with_parent(parent: int) -> None:
@@ -85,8 +93,7 @@ def set_param(params: Any, name: str, value: Any) -> None:
 
 def print_devices() -> None:
     """The GPUs as a JSON list of {index, name, total_mb, free_mb}."""
-    import xllamacpp
-
+    xllamacpp = engine()
     kinds = xllamacpp.ggml_backend_dev_type
     devices = xllamacpp.get_device_info()
     found = [each for each in devices if each["type"] == kinds.GGML_BACKEND_DEVICE_TYPE_GPU]

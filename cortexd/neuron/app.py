@@ -1,0 +1,148 @@
+"""The composition root of the node agent: builds it from its configuration, starts and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from cortexd.config.address import parse_listen
+from cortexd.config.neuron import Config
+from cortexd.neuron.api import Api
+from cortexd.neuron.devices import Devices
+from cortexd.neuron.harness import Harness
+from cortexd.neuron.harnesses.llamacpp import LlamaCpp
+from cortexd.neuron.residency import Residency
+from cortexd.proxy.exchange import Exchange
+
+log = logging.getLogger(__name__)
+
+_LAST_WORDS: Final = 2.0  # seconds for answers that are still being written when engines are gone
+
+
+class StartError(Exception):
+    """The neuron can't start as it is configured; the message says what to change."""
+
+
+class Neuron:
+    """One node agent. `start` opens its door, `close` ends it and every engine.
+
+    base: where relative paths in the configuration start, the directory of its file.
+    harnesses: name → harness; None: the ones that are shipped.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        base: Path = Path(),
+        harnesses: Mapping[str, Harness] | None = None,
+    ) -> None:
+        self._config = config
+        self._base = base
+        self._harnesses = harnesses
+        self.address: tuple[str, int] = ("", 0)  # what it is bound to
+
+    @property
+    def url(self) -> str:
+        """Where it is reached from this host."""
+        host, port = self.address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Look at the host, open the listener. Raises StartError."""
+        config = self._config
+        host, port = _address(config.neuron.listen)
+        token = await asyncio.to_thread(self._read_token)
+        harnesses = self._harnesses
+        if harnesses is None:
+            harnesses = {"llamacpp": LlamaCpp(self._base / (config.paths.logs or _default_logs()))}
+        _check_models(config, harnesses)
+        if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
+            log.warning("whoever reaches %s may load models: no token_file", config.neuron.listen)
+        self._devices = Devices(harnesses, config.neuron.memory_mb)
+        await self._devices.survey()
+        if self._devices.unavailable is not None:
+            log.warning("nothing can load here: %s", self._devices.unavailable)
+        self._residency = Residency(
+            config.models,
+            harnesses,
+            self._devices,
+            directories=[self._base / directory for directory in config.paths.models],
+            load_timeout=config.neuron.load_timeout,
+        )
+        self._exchange = Exchange()
+        api = Api(self._residency, self._devices, self._exchange, token)
+        self._runner = web.AppRunner(
+            api.application(),
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            shutdown_timeout=_LAST_WORDS,
+        )
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host or None, port, backlog=1024).start()
+        except OSError as error:
+            await self.close()
+            raise StartError(
+                f"can't listen on {config.neuron.listen}: {os.strerror(error.errno or 0)}; "
+                "end what listens there or change [neuron] listen"
+            ) from error
+        bound = self._runner.addresses[0]
+        self.address = (bound[0], bound[1])
+        api.endpoint = f"http://localhost:{bound[1]}"
+
+    async def close(self) -> None:
+        """Stop accepting, let running requests end for a few seconds, end every engine."""
+        for site in list(self._runner.sites):
+            await site.stop()
+        await self._residency.close()
+        await self._runner.cleanup()
+        await self._exchange.close()
+        await self._devices.close()
+
+    def _read_token(self) -> str | None:
+        file = self._config.neuron.token_file
+        if file is None:
+            return None
+        try:
+            token = (self._base / file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StartError(f"[neuron] token_file can't be read: {error}") from error
+        if not token:
+            raise StartError(f"[neuron] token_file {file} is empty; write a token into it")
+        return token
+
+
+def _address(listen: str) -> tuple[str, int]:
+    try:
+        return parse_listen(listen)
+    except ValueError as error:
+        raise StartError(f"[neuron] listen = {listen!r}: {error}") from error
+
+
+def _check_models(config: Config, harnesses: Mapping[str, Harness]) -> None:
+    seen = set()
+    for model in config.models:
+        if model.id in seen:
+            raise StartError(f"[[models]] lists {model.id!r} twice; give one another id")
+        if model.harness not in harnesses:
+            raise StartError(
+                f"[[models]] {model.id!r}: there is no harness {model.harness!r}, "
+                f"only {', '.join(harnesses)}"
+            )
+        seen.add(model.id)
+
+
+def _default_logs() -> Path:
+    """Where systemd wants logs, else where the XDG directories put state."""
+    if given := os.environ.get("LOGS_DIRECTORY"):
+        return Path(given) / "engines"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "cortexd/engines"

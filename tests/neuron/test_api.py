@@ -1,0 +1,320 @@
+"""The neuron's wire over real sockets, spoken by the gateway's own client where it can be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from cortexd.config.neuron import Agent, Paths
+from cortexd.nodes.client import NeuronClient, NodeError
+from cortexd.wire.neuron import LoadRequest, UnloadRequest
+from tests.neuron.engines import GUARD, FakeHarness, local, running_neuron, until
+
+
+async def echo(request: web.BaseRequest) -> web.StreamResponse:
+    """What the engine was sent."""
+    seen = {
+        "path": request.raw_path,
+        "headers": {name.lower(): value for name, value in request.headers.items()},
+        "body": (await request.read()).decode(),
+    }
+    return web.json_response(seen, headers={"X-Engine": "fake"})
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Ask over the wire until the answer is yes; fails after the guard."""
+    async with asyncio.timeout(GUARD):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def in_flight(client: NeuronClient) -> list[int | None]:
+    return [each.in_flight for each in (await client.health(GUARD)).models or ()]
+
+
+async def test_the_gateways_client_walks_the_whole_wire(tmp_path: Path) -> None:
+    (tmp_path / "b.gguf").touch()
+    paths = Paths(models=(str(tmp_path),))
+    async with running_neuron(local("a"), harness=FakeHarness(), paths=paths) as (neuron, session):
+        client = NeuronClient(session, neuron.url)
+        discovery = await client.discovery(GUARD)
+        assert discovery.harnesses == ["fake"]
+        assert discovery.devices[0].kind == "cpu"
+        assert [(each.id, each.status) for each in await client.models(GUARD)] == [
+            ("a", "unloaded")
+        ]
+        assert await client.load(LoadRequest("hf:b")) == "loaded"
+        assert await client.load(LoadRequest("b")) == "loaded"
+        listed = {each.id: each for each in await client.models(GUARD)}
+        assert listed["b"].status == "loaded"
+        assert listed["b"].harness == "fake"
+        assert listed["b"].devices == [0]
+        assert listed["b"].vram_used_mb == 100
+        assert listed["b"].capabilities == ["text"]
+        health = await client.health(GUARD)
+        assert health.uptime_secs is not None
+        assert health.devices is not None
+        assert health.devices[0].vram_used_mb == 100
+        assert health.activation is not None
+        assert health.activation.state == "ready"
+        assert [(each.id, each.in_flight) for each in health.models or ()] == [("b", 0)]
+        port = neuron.address[1]
+        assert await client.endpoint("b", GUARD) == f"http://localhost:{port}"
+        assert await client.unload(UnloadRequest("b", if_idle=True), GUARD) == "unloaded"
+        with pytest.raises(NodeError) as gone:
+            await client.endpoint("b", GUARD)
+        assert gone.value.status == 404
+
+
+@pytest.mark.parametrize("model", ["a/b", "Qwen/Qwen3-8B", "100%", "ä ö/ü", "x%2Fy", "m:8b", "a?b"])
+async def test_an_id_is_one_segment_of_a_path_whatever_it_holds(model: str) -> None:
+    async with running_neuron(local(model), harness=FakeHarness()) as (neuron, session):
+        client = NeuronClient(session, neuron.url)
+        assert await client.endpoint(model, GUARD) == f"http://localhost:{neuron.address[1]}"
+
+
+async def test_slashes_of_an_id_may_come_as_they_are() -> None:
+    async with running_neuron(local("a/b/c"), harness=FakeHarness()) as (neuron, session):
+        for spelling in ("a/b/c", "a%2Fb/c", "a%2fb%2fc"):
+            url = URL(f"{neuron.url}/models/{spelling}/endpoint", encoded=True)
+            async with session.get(url) as answer:
+                assert answer.status == 200, spelling
+        async with session.get(f"/models/{quote('a/b', safe='')}/endpoint") as answer:
+            assert answer.status == 404
+
+
+async def test_a_request_goes_to_the_engine_as_it_came_but_for_the_callers_secrets() -> None:
+    harness = FakeHarness(serve=echo)
+    async with running_neuron(local("a/b"), harness=harness) as (_, session):
+        body = b'{ "model":"a/b", "x": [1.0, {}] }'
+        for path in (
+            "/v1/chat/completions?beta=true&x=1",
+            "/v1/messages/count_tokens",
+            "/rerank",
+        ):
+            async with session.post(
+                URL(path, encoded=True),
+                data=body,
+                headers={"Authorization": "Bearer caller", "X-Api-Key": "k", "X-Other": "kept"},
+            ) as answer:
+                assert answer.status == 200
+                assert answer.headers["X-Engine"] == "fake"
+                seen = await answer.json()
+            assert seen["path"] == path
+            assert seen["body"] == body.decode()
+            assert seen["headers"]["authorization"] == "Bearer engine-key"
+            assert seen["headers"]["x-other"] == "kept"
+            assert "x-api-key" not in seen["headers"]
+        assert harness.events == ["start a/b"]
+
+
+async def test_a_client_that_leaves_ends_its_request_at_the_engine_and_frees_its_place() -> None:
+    left = asyncio.Event()
+
+    async def endless(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"data: {}\n\n")
+                await asyncio.sleep(0.01)
+        finally:
+            left.set()
+
+    async with running_neuron(local("a"), harness=FakeHarness(serve=endless)) as (neuron, session):
+        client = NeuronClient(session, neuron.url)
+        async with session.post("/v1/completions", json={"model": "a"}) as answer:
+            await answer.content.readany()
+            assert await in_flight(client) == [1]
+            answer.close()
+        async with asyncio.timeout(GUARD):
+            await left.wait()
+
+        async def is_free() -> bool:
+            return await in_flight(client) == [0]
+
+        await eventually(is_free)
+
+
+async def test_a_client_that_leaves_while_it_is_held_does_not_cancel_the_load() -> None:
+    harness = FakeHarness(serve=echo)
+    harness.release.clear()
+    async with running_neuron(local("a"), harness=harness) as (neuron, session):
+        client = NeuronClient(session, neuron.url)
+        impatient = asyncio.ensure_future(session.post("/v1/completions", json={"model": "a"}))
+        await until(lambda: harness.events == ["start a"])
+        impatient.cancel()
+        await asyncio.wait({impatient})
+        harness.release.set()
+
+        async def is_loaded() -> bool:
+            return (await client.models(GUARD))[0].status == "loaded"
+
+        await eventually(is_loaded)
+        assert harness.events == ["start a"]
+
+
+async def test_an_engine_that_is_gone_is_said_in_the_callers_envelope() -> None:
+    harness = FakeHarness()  # its engine's url leads nowhere
+    async with (
+        running_neuron(local("a"), harness=harness) as (_, session),
+        session.post("/v1/completions", json={"model": "a"}) as answer,
+    ):
+        assert answer.status == 502
+        assert answer.headers["Retry-After"] == "1"
+        assert (await answer.json())["error"]["code"] == "upstream_failed"
+
+
+async def test_a_load_that_fails_is_told_to_the_held_request_too() -> None:
+    harness = FakeHarness()
+    harness.broken = "no magic"
+    async with running_neuron(local("a"), harness=harness) as (_, session):
+        async with session.post("/v1/completions", json={"model": "a"}) as answer:
+            assert answer.status == 500
+            error = (await answer.json())["error"]
+        assert error["code"] == "load_failed"
+        assert error["type"] == "api_error"
+        assert "no magic" in error["message"]
+        async with session.post("/models/load", json={"model_id": "a"}) as answer:
+            assert answer.status == 500
+            assert "no magic" in (await answer.json())["error"]
+
+
+INFERENCE = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("POST", INFERENCE, '{"model":"other"}', 404, "model_not_found"),
+        ("POST", INFERENCE, '{"messages":[]}', 400, "missing_model"),
+        ("POST", INFERENCE, '{"model":7}', 400, "missing_model"),
+        ("POST", INFERENCE, "[]", 400, "missing_model"),
+        ("POST", INFERENCE, "{", 400, "invalid_json"),
+        ("POST", INFERENCE, "", 400, "invalid_json"),
+        ("POST", INFERENCE, "[" * 100_000, 400, "missing_model"),
+        ("GET", INFERENCE, "", 405, "method_not_allowed"),
+        ("POST", "/v1/../slots", '{"model":"a"}', 404, "unknown_route"),
+        ("POST", "/v1/%2e%2e/slots", '{"model":"a"}', 404, "unknown_route"),
+        ("POST", "/v1/x%2F..%2Fslots", '{"model":"a"}', 404, "unknown_route"),
+        ("POST", "/slots", '{"model":"a"}', 404, "unknown_route"),
+    ],
+)
+async def test_what_is_wrong_with_an_inference_request_is_said_as_openai_does(
+    method: str, path: str, body: str, status: int, code: str
+) -> None:
+    async with running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (neuron, session):
+        url = URL(neuron.url + path, encoded=True)
+        async with session.request(method, url, data=body) as answer:
+            assert answer.status == status
+            error = (await answer.json())["error"]
+        assert error["code"] == code
+        assert error["type"] == "invalid_request_error"
+        assert error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/models/load", {"model_id": "none"}, 404, "model_not_found"),
+        ("/models/load", {"model_id": "../a"}, 404, "model_not_found"),
+        ("/models/load", {"model_id": "a", "harness": "vllm"}, 422, "unknown_harness"),
+        ("/models/load", {"model_id": "a", "devices": [1]}, 422, "unknown_device"),
+        ("/models/load", {"model": "a"}, 400, "invalid_value"),
+        ("/models/unload", {"model_id": "none"}, 404, "model_not_found"),
+    ],
+)
+async def test_what_is_wrong_with_a_management_call_is_said_in_the_wires_words(
+    path: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness()) as (_, session),
+        session.post(path, json=body) as answer,
+    ):
+        assert answer.status == status
+        fault = await answer.json()
+    assert fault["code"] == code
+    assert isinstance(fault["error"], str)
+
+
+async def test_if_idle_is_answered_with_409_while_a_request_runs() -> None:
+    answering = asyncio.Event()
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse:
+        await answering.wait()
+        return web.json_response({})
+
+    async with running_neuron(local("a"), harness=FakeHarness(serve=slow)) as (neuron, session):
+        client = NeuronClient(session, neuron.url)
+        running = asyncio.ensure_future(session.post("/v1/completions", json={"model": "a"}))
+
+        async def is_running() -> bool:
+            return await in_flight(client) == [1]
+
+        await eventually(is_running)
+        with pytest.raises(NodeError) as refused:
+            await client.unload(UnloadRequest("a", if_idle=True), GUARD)
+        assert (refused.value.status, refused.value.code) == (409, "busy")
+        answering.set()
+        async with await running as answer:
+            assert answer.status == 200
+
+
+async def test_a_compressed_body_is_refused() -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness()) as (_, session),
+        session.post(
+            "/v1/completions", data=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}
+        ) as answer,
+    ):
+        assert answer.status == 415
+        assert (await answer.json())["error"]["code"] == "unsupported_encoding"
+
+
+async def test_with_a_token_nothing_is_answered_without_it(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    agent = Agent(listen="127.0.0.1:0", token_file="token")
+    harness = FakeHarness(serve=echo)
+    async with running_neuron(local("a"), harness=harness, agent=agent, base=tmp_path) as (
+        neuron,
+        session,
+    ):
+        calls = [
+            *(("GET", path) for path in ("/discovery", "/health", "/models", "/nope")),
+            ("GET", "/models/a/endpoint"),
+            *(("POST", path) for path in ("/models/load", "/models/unload", "/v1/completions")),
+        ]
+        body = json.dumps({"model": "a", "model_id": "a"})
+        for method, path in calls:
+            for given in (None, "Bearer wrong", "Basic s3cret", "s3cret", "Bearer \u00e4"):
+                headers = {} if given is None else {"Authorization": given}
+                async with session.request(method, path, data=body, headers=headers) as answer:
+                    assert answer.status == 401, (path, given)
+                    assert answer.headers["WWW-Authenticate"] == "Bearer"
+                    assert "s3cret" not in await answer.text()
+        assert harness.events == []
+        client = NeuronClient(session, neuron.url, token="s3cret")
+        assert await client.load(LoadRequest("a")) == "loaded"
+        async with session.post(
+            "/v1/completions", data=body, headers={"Authorization": "Bearer s3cret"}
+        ) as answer:
+            assert (await answer.json())["headers"]["authorization"] == "Bearer engine-key"
+
+
+async def test_a_failure_of_our_own_is_an_envelope_and_one_traceback_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_neuron(local("a"), harness=FakeHarness()) as (neuron, session):
+        monkeypatch.setattr(neuron._residency, "models", lambda: 1 / 0)
+        async with session.get("/models") as answer:
+            assert answer.status == 500
+            assert (await answer.json())["code"] == "internal_error"
+        assert "ZeroDivisionError" in caplog.text
