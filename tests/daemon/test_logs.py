@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from cortexd.daemon import logs
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level, raising = list(root.handlers), root.level, logging.raiseExceptions
+    yield
+    root.handlers[:], logging.raiseExceptions = handlers, raising
+    root.setLevel(level)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, level: str = "info") -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure(level)
+    log = logging.getLogger("cortexd.test")
+    log.debug("quiet")
+    log.info("model %s", "evil\r\n\x1b[31m\u202ename", extra={"node": "a\nb", "count": 2})
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        log.exception("failed")
+
+
+def test_without_a_terminal_every_event_is_one_line_of_ascii_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    said(monkeypatch, stream)
+    text = stream.getvalue()
+    assert text.isascii()
+    first, second = [json.loads(line) for line in text.splitlines()]
+    assert first["msg"] == "model evil\r\n\x1b[31m\u202ename"
+    assert (first["level"], first["logger"]) == ("info", "cortexd.test")
+    assert (first["node"], first["count"]) == ("a\nb", 2)
+    assert second["traceback"].endswith("ValueError: first\nsecond")
+    assert "\x1b" not in text
+
+
+def test_on_a_terminal_it_is_words_with_nothing_that_moves_the_cursor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = Terminal()
+    said(monkeypatch, stream)
+    first = stream.getvalue().splitlines()[0]
+    assert first.isascii()
+    assert first.isprintable()
+    assert first.endswith(r"INFO    model evil\r\n\x1b[31m\u202ename node=a\nb count=2")
+
+
+def test_the_level_is_the_least_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    said(monkeypatch, stream, level="error")
+    assert len(stream.getvalue().splitlines()) == 1
+    stream = io.StringIO()
+    said(monkeypatch, stream, level="debug")
+    assert len(stream.getvalue().splitlines()) == 3
+
+
+def test_a_stderr_that_fails_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError("no space left on device")
+
+    said(monkeypatch, Full())
+    assert logging.getLogger().handlers
