@@ -1,0 +1,47 @@
+"""`cortexd COMMAND`: finds the command and turns what goes wrong into words and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from cortexd import __version__
+
+COMMANDS = ("serve", "neuron", "check", "demo")
+BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: the service manager need not try again
+INTERRUPTED = 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Commands import what they need when they run, not before."""
+    top = argparse.ArgumentParser(
+        prog="cortexd",
+        description="One OpenAI- and Anthropic-compatible endpoint in front of every GPU host.",
+        epilog="See it work: cortexd demo",
+    )
+    top.add_argument("--version", action="version", version=f"cortexd {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"cortexd.cli.{name}").add_parser(commands)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its status."""
+    top = parser()
+    args = top.parse_args(arguments)
+    if not hasattr(args, "run"):
+        top.print_help()
+        sys.exit(0)
+    from cortexd.config.source import ConfigError
+
+    try:
+        status = args.run(args)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        status = BAD_CONFIGURATION
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)

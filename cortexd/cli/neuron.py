@@ -1,0 +1,65 @@
+"""`cortexd neuron`: the node agent."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cortexd.cli.paths import config_path
+
+if TYPE_CHECKING:
+    from cortexd.config.neuron import Config
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "neuron",
+        help="run the node agent of this host",
+        description="Run the node agent: it loads models on this host and serves them.",
+        epilog="example: cortexd neuron --config /etc/cortexd/neuron.toml",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="default: /etc/cortexd/neuron.toml, else ./etc/neuron.toml",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; 1 when it can't start. Raises ConfigError."""
+    from cortexd.config.check import load_neuron
+    from cortexd.daemon import logs
+    from cortexd.daemon.loop import run as run_loop
+
+    path = config_path(args.config, "neuron.toml")
+    config = load_neuron(path)
+    logs.configure()
+    return run_loop(_serve(config, path.parent))
+
+
+async def _serve(config: Config, base: Path) -> int:
+    from cortexd.daemon import notify
+    from cortexd.daemon.signals import wait_for_stop
+    from cortexd.neuron.app import Neuron, StartError
+
+    neuron = Neuron(config, base=base)
+    try:
+        await neuron.start()
+    except StartError as error:
+        print(f"cortexd neuron: {error}", file=sys.stderr)
+        return 1
+    log.info("listening on %s, %d models configured", neuron.url, len(config.models))
+    notify.send("READY=1")
+    signal = await wait_for_stop()
+    log.info("stopping: %s", signal.name)
+    notify.send("STOPPING=1")
+    await neuron.close()
+    return 0
