@@ -59,12 +59,16 @@ class Dispatcher:
     async def route(self, query: Query) -> RouteDecision:
         """Claim a replica for `query`, loading the model if need be. Raises Refusal."""
         passes, missing, waited, cold = 0, 0, 0.0, False
+        unusable: Refusal | None = None
         while True:
             registry = self._registry
             decision = decide(query, registry.snapshot, registry.ledger, time.monotonic())
             match decision:
                 case Refuse(refusal):
-                    raise refusal
+                    # That every replica was tried is known better by the last one of them.
+                    raise (
+                        unusable if unusable and refusal.kind is errors.UPSTREAM_FAILED else refusal
+                    )
                 case Load() | Wait():
                     # Our own start is not the model's fault and counts for nothing.
                     starting = isinstance(decision, Wait) and decision.reason == "starting"
@@ -88,6 +92,10 @@ class Dispatcher:
                                 f"The node {replica.node} lists the model {replica.model!r} but "
                                 f"will not serve it: {error}. Try again.",
                             ) from error
+                    except Refusal as refusal:
+                        # No usable endpoint there: another replica may have one.
+                        unusable = refusal
+                        query = Query(query.model, {*query.tried, replica.node})
 
     async def _claim(
         self, decision: Serve | Lazy, replica: Replica, cold: bool, waited: float

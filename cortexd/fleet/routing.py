@@ -63,6 +63,8 @@ class Refuse(msgspec.Struct, frozen=True):
     refusal: Refusal
 
 
+_ABLE = frozenset({LOADED, RELOADING})
+
 Decision = Serve | Lazy | Load | Wait | Refuse
 
 
@@ -71,21 +73,22 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     model = query.model
     nodes = snapshot.nodes
     replicas = snapshot.replicas.get(model, ())
-    here = [replica for replica in replicas if nodes[replica.node].is_available]
     able = [
         replica
-        for replica in here
-        if replica.unservable is None and replica.status in (LOADED, RELOADING)
+        for replica in replicas
+        if replica.status in _ABLE
+        and replica.unservable is None
+        and (node := nodes[replica.node]).healthy
+        and not node.draining
     ]
     if able:
-        left = [replica for replica in able if replica.node not in query.tried]
-        if left:
-            return Serve(_choice(left, ledger))
-        return Refuse(_all_failed(model, able))
+        left = [r for r in able if r.node not in query.tried] if query.tried else able
+        return Serve(_choice(left, ledger)) if left else Refuse(_all_failed(model, able))
+    here = [replica for replica in replicas if nodes[replica.node].is_available]
     if not snapshot.settled:
         return Wait(model, "starting")
-    if (node := ledger.loading.get(model)) is not None:
-        return Wait(model, "loading", node)
+    if (loader := ledger.loading.get(model)) is not None:
+        return Wait(model, "loading", loader)
     for reason in (LOADING, RECOVERING):
         for replica in here:
             if replica.status == reason:
@@ -114,11 +117,9 @@ def _choice(replicas: list[Replica], ledger: Ledger) -> Replica:
     """Truly loaded ones first, then the one with the fewest of our requests, then by name."""
     if len(replicas) == 1:
         return replicas[0]
-    in_flight = ledger.in_flight
-    return min(
-        replicas,
-        key=lambda r: (r.status != LOADED, in_flight.get((r.node, r.model), 0), r.node),
-    )
+    busy = ledger.in_flight.get
+    ranked = [(r.status != LOADED, busy((r.node, r.model), 0), r.node, r) for r in replicas]
+    return min(ranked)[3]
 
 
 def _refusal(

@@ -65,7 +65,8 @@ class Exchange:
 
     def __init__(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4, ttl_dns_cache=10),
+            # One a request: an idle one that the engine closes meanwhile would fail a POST.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=10),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(),

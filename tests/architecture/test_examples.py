@@ -1,0 +1,57 @@
+"""The example configurations decode, and show every key there is."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cortexd.config import gateway, neuron
+from cortexd.config.check import load_gateway, load_neuron
+
+ROOT = Path(__file__).parents[2]
+
+
+def keys(kind: type[msgspec.Struct]) -> list[str]:
+    """Every key of every table that a configuration may have."""
+    found = []
+    for field in msgspec.structs.fields(kind):
+        inner = [field.type, *typing.get_args(field.type)]
+        structs = [it for it in inner if isinstance(it, type) and issubclass(it, msgspec.Struct)]
+        found.append(field.name)
+        for struct in structs:
+            found += keys(struct)
+    return found
+
+
+def test_the_examples_decode() -> None:
+    assert load_gateway(ROOT / "etc/cortex.toml", {}).models
+    assert load_neuron(ROOT / "etc/neuron.toml", {})
+
+
+def uncommented(text: str) -> str:
+    return re.sub(r"^# ?(?=\w+ = |\[)", "", text, flags=re.MULTILINE)
+
+
+def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(uncommented((ROOT / "etc/cortex.toml").read_text()))
+    shown = load_gateway(file, {})
+    default = gateway.Config()
+    assert msgspec.structs.replace(shown.gateway, metrics_listen=None) == default.gateway
+    for table in ("polling", "loading", "upstream", "security"):
+        assert getattr(shown, table) == getattr(default, table)
+    file.write_text(uncommented((ROOT / "etc/neuron.toml").read_text()))
+    assert load_neuron(file, {}).models
+
+
+@pytest.mark.parametrize(
+    ("example", "kind"), [("cortex.toml", gateway.Config), ("neuron.toml", neuron.Config)]
+)
+def test_every_key_is_shown(example: str, kind: type[msgspec.Struct]) -> None:
+    text = (ROOT / "etc" / example).read_text()
+    missing = [key for key in keys(kind) if not re.search(rf"\b{key}\b", text)]
+    assert not missing
