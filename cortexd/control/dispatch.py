@@ -115,6 +115,16 @@ class Dispatcher:
             replica, endpoint, "cold" if cold else "lazy" if lazy else "loaded", lease, waited
         )
 
+    def other(self, query: Query) -> Replica | None:
+        """Where a request would be served at once if it were routed like that; claims nothing."""
+        registry = self._registry
+        decision = decide(query, registry.snapshot, registry.ledger, time.monotonic())
+        return decision.replica if isinstance(decision, Serve) else None
+
+    def in_flight(self, replica: Replica) -> int:
+        """How many requests of ours are there."""
+        return self._registry.ledger.in_flight.get((replica.node, replica.model), 0)
+
     def confirm(self, route: RouteDecision, *, served: bool) -> None:
         """Say how it went on a replica that had to reload: it is loaded now, or not after all."""
         if route.route == "lazy":

@@ -25,13 +25,16 @@ from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
+from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.health import condition
+from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import request_id
 from cortexd.gateway.openai import ModelBook
 from cortexd.gateway.refusals import answer, dialect_of, own_headers
-from cortexd.gateway.relay import Inbound, Relay
+from cortexd.gateway.relay import Relay
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
+from cortexd.proxy.door import DoorServer
 from cortexd.proxy.exchange import Exchange
 
 log = logging.getLogger(__name__)
@@ -96,8 +99,11 @@ class Gateway:
         )
         self._exchange = Exchange()
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
+        accounting = Accounting(
+            self.metrics, self.registry, has_access_log=config.gateway.access_log
+        )
         self._relay = Relay(
-            dispatcher, self._exchange, self.registry, self.metrics, config, self._tokens
+            dispatcher, self._exchange, self.registry, accounting, config, self._tokens
         )
         self._models = ModelBook(created=int(time.time()))
         self.metrics.registry.register(
@@ -133,7 +139,7 @@ class Gateway:
     async def _listen(
         self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
     ) -> tuple[str, int]:
-        server = web.Server(
+        server = DoorServer(
             handler,
             request_factory=self._make_request,
             handler_cancellation=True,

@@ -74,6 +74,23 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
     return response
 
 
+def last_words(refusal: Refusal, path: str, request_id: str) -> bytes:
+    """How a broken event stream ends in the words of its dialect: never as if it were whole.
+
+    The blank line before ends an event that broke off in the middle.
+    """
+    if dialect_of(path) == "anthropic":
+        return b"\n\nevent: error\ndata: %b\n\n" % envelope(refusal, "anthropic", request_id)
+    if path == "/v1/responses":
+        failed = openai.ResponseFailed(
+            openai.FailedResponse(
+                f"resp_{request_id}", openai.ResponseError(refusal.kind.code, refusal.message)
+            )
+        )
+        return b"\n\nevent: response.failed\ndata: %b\n\n" % msgspec.json.encode(failed)
+    return b"\n\ndata: %b\n\n" % envelope(refusal, "openai", request_id)
+
+
 def own_headers(dialect: Dialect, request_id: str) -> dict[str, str]:
     """Who answers, and the request id under every name that the dialect's clients read."""
     headers = {"Server": "cortexd", "x-request-id": request_id}

@@ -1,12 +1,9 @@
-"""One inference request's life: read, route, carry, account for it."""
+"""One inference request's life: read, route, carry, try again where that can do no harm."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -15,37 +12,15 @@ from cortexd.config.gateway import Config
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
-from cortexd.fleet.routing import Query
+from cortexd.gateway.accounting import CLIENT_GONE, Accounting
+from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, read_body, with_model
-from cortexd.gateway.refusals import Dialect, own_headers, status_of
-from cortexd.metrics import OTHER, Metrics
+from cortexd.gateway.refusals import last_words, own_headers, status_of
+from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
-from cortexd.proxy.exchange import Call, Carried, Exchange, UpstreamFault
-from cortexd.wire.openai import RequestView
-
-access = logging.getLogger("cortexd.access")
-
-# Answers that speak of no tokens by their nature.
-UNCOUNTED = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens", "/v1/moderations"})
-CLIENT_GONE = 499  # nginx's status for a client that left before its answer
-
-
-@dataclass(slots=True)
-class Inbound:
-    """A request on its way through, and what is known of it so far. Times are monotonic."""
-
-    request: web.BaseRequest
-    path: str
-    request_id: str
-    dialect: Dialect
-    received: float
-    asked: str | None = None
-    model: str | None = None
-    streamed: bool = False
-    route: RouteDecision | None = None
-    carried: Carried | None = None
-    status: int = 0
-    code: str | None = None
+from cortexd.proxy.connection import UpstreamFault
+from cortexd.proxy.exchange import Call, Carried, Exchange
+from cortexd.proxy.splice import Splice
 
 
 class Relay:
@@ -56,23 +31,26 @@ class Relay:
         dispatcher: Dispatcher,
         exchange: Exchange,
         registry: Registry,
-        metrics: Metrics,
+        accounting: Accounting,
         config: Config,
         tokens: Mapping[str, str],
     ) -> None:
         self._dispatcher = dispatcher
         self._exchange = exchange
         self._registry = registry
-        self._metrics = metrics
+        self._accounting = accounting
         self._config = config
         self._tokens = tokens
 
     async def serve(self, inbound: Inbound) -> web.StreamResponse:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
+        splice = None
         try:
-            carried = await self._relay(inbound)
+            body = await self._read(inbound)
+            splice = Splice(inbound.request)
+            carried = inbound.carried = await self._carry(inbound, body, splice)
             inbound.status = carried.status
-            return carried.response
+            return splice.response()
         except Refusal as refusal:
             inbound.status = status_of(refusal, inbound.dialect)
             inbound.code = refusal.kind.code
@@ -84,65 +62,68 @@ class Relay:
             inbound.status = errors.INTERNAL_ERROR.status
             raise
         finally:
-            self._account(inbound)
+            if splice is not None:
+                inbound.is_open = splice.is_open
+                splice.release()
+            self._accounting.ended(inbound)
 
-    async def _relay(self, inbound: Inbound) -> Carried:
+    async def _read(self, inbound: Inbound) -> bytes:
         body = await read_body(inbound.request, self._config.gateway.max_body)
         view = parse_view(body)
         model = self._registry.snapshot.catalogue.resolve(view.model)
-        inbound.asked, inbound.model, inbound.streamed = view.model, model, bool(view.stream)
-        if model != view.model:
-            body = with_model(body, model)
-        return await self._try_replicas(inbound, view, model, body)
+        inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
+        return body if model == view.model else with_model(body, model)
 
-    async def _try_replicas(
-        self, inbound: Inbound, view: RequestView, model: str, body: bytes
-    ) -> Carried:
-        tried: set[str] = set()
-        waited = 0.0
-        for attempt in range(self._config.upstream.retries + 1):
-            route = inbound.route = await self._dispatcher.route(Query(model, tried))
+    async def _carry(self, inbound: Inbound, body: bytes, splice: Splice) -> Carried:
+        assert inbound.model is not None
+        attempts = Attempts(self._dispatcher, inbound.model, self._config.upstream.retries)
+        waited, is_first = 0.0, True
+        while True:
+            route = inbound.route = await self._dispatcher.route(attempts.query)
             waited += route.waited
-            if attempt == 0:
-                self._note_route(inbound, route, waited)
+            if is_first:
+                is_first = False
+                self._accounting.routed(inbound, route, waited)
+            call = self._call(inbound, body, route, attempts)
             try:
-                inbound.carried = await self._carry(inbound, view, route, body)
+                carried = await self._exchange.carry(splice, inbound.request, call)
             except UpstreamFault as fault:
-                self._result(route, fault.what)
+                self._accounting.tried(route, fault.what)
                 self._dispatcher.confirm(route, served=False)
-                if fault.what != "refused" or attempt == self._config.upstream.retries:
+                if not await attempts.has_next(fault, route):
                     raise _refusal(fault, route) from fault
-                # The node never saw the request: another replica may have it, or the same one
-                # where it now says it is.
-                self._metrics.child(self._metrics.upstream_retries, fault.what).inc()
-                if await self._dispatcher.endpoint_moved(route) is None:
-                    tried.add(route.node)
+                self._accounting.retried(fault.what)
             else:
-                self._result(route, str(inbound.carried.status))
-                self._dispatcher.confirm(route, served=inbound.carried.status < 500)
-                return inbound.carried
+                self._accounting.tried(route, str(carried.status))
+                self._dispatcher.confirm(route, served=carried.status < 500)
+                return carried
             finally:
                 route.lease.release()
-        raise AssertionError("the last attempt answers or raises")
 
-    async def _carry(
-        self, inbound: Inbound, view: RequestView, route: RouteDecision, body: bytes
-    ) -> Carried:
+    def _call(
+        self, inbound: Inbound, body: bytes, route: RouteDecision, attempts: Attempts
+    ) -> Call:
         upstream = self._config.upstream
-        deadline: float | None = None  # an answer in one piece has its first byte last
-        if view.stream:
-            lazy = route.route == "lazy"
-            deadline = self._config.loading.timeout if lazy else upstream.first_byte_timeout
-        call = Call(
-            url=f"{route.endpoint}{inbound.path}{_query(inbound.request)}",
+        first_byte: float | None = None  # an answer in one piece has its first byte last
+        if inbound.is_stream:
+            is_lazy = route.route == "lazy"
+            first_byte = self._config.loading.timeout if is_lazy else upstream.first_byte_timeout
+        query = inbound.request.rel_url.raw_query_string
+        return Call(
+            base=route.endpoint,
+            target=f"{inbound.path}?{query}" if query else inbound.path,
             body=body,
             headers=self._upstream_headers(inbound, route),
             answer_headers=self._answer_headers(inbound, route),
             connect_timeout=upstream.connect_timeout,
-            first_byte_timeout=deadline,
+            first_byte_timeout=first_byte,
             idle_timeout=upstream.idle_timeout,
+            is_fresh=attempts.is_fresh,
+            declines=lambda status: attempts.declines(route, status),
+            last_words=lambda fault: last_words(
+                _interrupted(fault, route), inbound.path, inbound.request_id
+            ),
         )
-        return await self._exchange.carry(inbound.request, call)
 
     def _upstream_headers(self, inbound: Inbound, route: RouteDecision) -> dict[str, str]:
         headers = {"X-Request-Id": inbound.request_id}
@@ -161,70 +142,12 @@ class Relay:
             headers["x-cortex-route"] = route.route
         return headers
 
-    def _note_route(self, inbound: Inbound, route: RouteDecision, waited: float) -> None:
-        metrics = self._metrics
-        metrics.overhead.observe(max(0.0, time.monotonic() - inbound.received - waited))
-        if route.is_cold_start:
-            metrics.child(metrics.cold_starts, route.replica.model, route.node, route.route).inc()
 
-    def _result(self, route: RouteDecision, result: str) -> None:
-        metrics = self._metrics
-        metrics.child(metrics.upstream_requests, route.replica.model, route.node, result).inc()
-
-    def _account(self, inbound: Inbound) -> None:
-        """Count the request and log its line; runs however it ended, once."""
-        metrics, now = self._metrics, time.monotonic()
-        snapshot = self._registry.snapshot
-        known = inbound.model in snapshot.replicas or inbound.model in snapshot.catalogue.profiles
-        model = inbound.model if known and inbound.model is not None else OTHER
-        duration = now - inbound.received
-        metrics.child(metrics.requests, model, inbound.path, str(inbound.status)).inc()
-        metrics.child(metrics.request_duration, model).observe(duration)
-        carried, route, first = inbound.carried, inbound.route, None
-        if carried is not None and route is not None:
-            first = carried.first_byte - inbound.received
-            if carried.status == 200 and inbound.path not in UNCOUNTED:
-                metrics.used(model, route.node, carried.usage)
-            if carried.interrupted:
-                metrics.child(metrics.streams_interrupted, "upstream").inc()
-            if inbound.streamed and carried.status == 200:
-                metrics.child(metrics.first_token, model).observe(first)
-                span = now - carried.first_byte
-                if carried.usage is not None and span > 0:
-                    rate = carried.usage.completion / span
-                    metrics.child(metrics.output_rate, model).observe(rate)
-        if self._config.gateway.access_log:
-            self._log(inbound, duration, first)
-
-    def _log(self, inbound: Inbound, duration: float, first: float | None) -> None:
-        route, carried = inbound.route, inbound.carried
-        usage = carried.usage if carried else None
-        fields = {
-            "request_id": inbound.request_id,
-            "client": inbound.request.remote,
-            "path": inbound.path,
-            "status": inbound.status,
-            "code": inbound.code,
-            "model": inbound.model,
-            "node": route.node if route else None,
-            "route": route.route if route else None,
-            "first_byte_s": None if first is None else round(first, 4),
-            "duration_s": round(duration, 4),
-            "prompt_tokens": usage.prompt if usage else None,
-            "completion_tokens": usage.completion if usage else None,
-        }
-        access.info(
-            "%s %s %s",
-            inbound.status,
-            inbound.path,
-            inbound.model,
-            extra={name: value for name, value in fields.items() if value is not None},
-        )
-
-
-def _query(request: web.BaseRequest) -> str:
-    query = request.rel_url.raw_query_string
-    return f"?{query}" if query else ""
+def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
+    return Refusal(
+        errors.UPSTREAM_INTERRUPTED,
+        f"The answer broke off: {fault} on the node {route.node}. Ask again.",
+    )
 
 
 def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:

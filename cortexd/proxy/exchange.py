@@ -1,150 +1,244 @@
-"""Carry one HTTP exchange: the client's request to an upstream, its answer back, byte for byte.
+"""One HTTP exchange: the client's request to an upstream, its answer back, byte for byte.
 
 Nothing here decides where a request goes or whether it is tried again: a fault before the first
 byte of an answer is raised as `UpstreamFault`, and the caller chooses. After that nothing is
-raised any more but the client's own leaving (CancelledError): the stream ends or is aborted.
+raised any more but the client's own leaving (CancelledError): the stream ends in the caller's
+dialect or the connection is cut.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Mapping
-from contextlib import suppress
+import ssl
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-import aiohttp
 from aiohttp import web
-from multidict import CIMultiDict
 
-from cortexd.proxy.headers import client_headers, upstream_headers
+from cortexd.proxy.connection import Connection, Head, UpstreamFault
+from cortexd.proxy.headers import Fields, client_fields, upstream_fields
+from cortexd.proxy.pool import Origin, Pool, parse_base
+from cortexd.proxy.splice import Splice
+from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
+
+
+def _never(status: int) -> bool:
+    return False
+
+
+def _no_words(fault: UpstreamFault) -> bytes:
+    return b""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to one upstream.
 
-    url: absolute, with the path and query of the client.
-    headers: sent upstream besides the client's own (the node's token).
-    answer_headers: sent to the client besides the upstream's own.
-    Deadlines are in seconds; `first_byte_timeout` None waits as long as the client does.
+    base: where the upstream serves, `http://host:port/path`. target: appended to it.
+    headers: sent upstream besides the client's own. answer_headers: sent to the client besides
+        the upstream's own.
+    connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection stands, until
+        the first byte of the answer's body (None: as long as the client waits), and between two.
+    is_fresh: on a new connection, whatever the pool has.
+    declines: asked with the status of the answer: True gives it up while nothing is passed on.
+    last_words: what to say at the end of an event stream that broke off.
     """
 
-    url: str
+    base: str
+    target: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
     answer_headers: Mapping[str, str] = field(default_factory=dict)
     connect_timeout: float = 3.0
     first_byte_timeout: float | None = None
     idle_timeout: float = 300.0
-
-
-class UpstreamFault(Exception):
-    """No answer came. `refused`: no connection was made, so the request was never seen there."""
-
-    def __init__(self, what: Literal["refused", "reset", "timeout"], detail: str) -> None:
-        super().__init__(detail)
-        self.what = what
+    is_fresh: bool = False
+    declines: Callable[[int], bool] = _never
+    last_words: Callable[[UpstreamFault], bytes] = _no_words
 
 
 @dataclass(slots=True)
 class Carried:
-    """How an answer went. Times are `time.monotonic()` seconds."""
+    """How an answer went. `first_byte`: of its body, loop time; None: it had no body."""
 
-    response: web.StreamResponse
     status: int
-    first_byte: float
-    usage: usage.Usage | None = None
-    interrupted: bool = False
+    first_byte: float | None
+    usage: usage.Usage | None
+    is_interrupted: bool
 
 
 class Exchange:
-    """Carries exchanges over a pool of upstream connections."""
+    """Carries exchanges over a pool of upstream connections. `tls`: see Pool."""
 
-    def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(
-            # One a request: an idle one that the engine closes meanwhile would fail a POST.
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=10),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(),
-        )
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._sweeper = Sweeper()
+        self._pool = Pool(self._sweeper, tls)
 
     async def close(self) -> None:
-        """Close every upstream connection."""
-        await self._session.close()
+        """Close what is idle, and look at no deadline any more."""
+        self._pool.close()
+        self._sweeper.close()
+        await asyncio.sleep(0)  # a transport is closed in the next turn of the loop
 
-    async def carry(self, client: web.BaseRequest, call: Call) -> Carried:
-        """Send `call` and pass its answer to `client`.
+    async def carry(self, splice: Splice, request: web.BaseRequest, call: Call) -> Carried:
+        """Send `call` and pass its answer to the client.
 
-        Raises UpstreamFault while nothing was sent to the client.
+        Raises UpstreamFault while nothing of the answer was passed on.
         """
-        headers = CIMultiDict(upstream_headers(client.headers.items()))
-        headers.update(call.headers)
-        headers["Accept-Encoding"] = "identity"
+        origin, path = parse_base(call.base)
+        connection = None if call.is_fresh else self._pool.take(origin)
+        if connection is None:
+            connection = await self._pool.connect(origin, call.connect_timeout)
+        head = _request_head(request, origin, path + call.target, len(call.body), call.headers)
+        flight = _Flight(splice, connection, call)
+        self._sweeper.watch(flight)
         try:
-            async with asyncio.timeout(call.first_byte_timeout):
-                answer = await self._session.request(
-                    client.method,
-                    call.url,
-                    data=call.body or None,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(
-                        sock_connect=call.connect_timeout, sock_read=None, total=None
-                    ),
-                )
-        except aiohttp.ClientConnectorError as error:
-            raise UpstreamFault("refused", str(error)) from error
-        except aiohttp.ServerTimeoutError as error:  # the connection was not made in time
-            raise UpstreamFault("refused", str(error)) from error
-        except TimeoutError as error:
-            raise UpstreamFault("timeout", "no first byte in time") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamFault("reset", str(error) or type(error).__name__) from error
-        async with answer:
-            return await self._pass_on(client, call, answer)
+            connection.send(head, call.body, flight)
+            await flight.landed
+        finally:
+            self._sweeper.forget(flight)
+            flight.detach()
+        return flight.carried()
 
-    async def _pass_on(
-        self, client: web.BaseRequest, call: Call, answer: aiohttp.ClientResponse
-    ) -> Carried:
-        response = web.StreamResponse(status=answer.status, reason=answer.reason)
-        for name, value in client_headers(answer.headers.items()):
-            response.headers.add(name, value)
-        response.headers.update(call.answer_headers)
-        events = answer.content_type == "text/event-stream"
-        if events:
-            response.headers["Cache-Control"] = "no-cache"
-            response.headers["X-Accel-Buffering"] = "no"
-        if answer.content_length is not None:
-            response.content_length = answer.content_length
-        elif client.version >= (1, 1):
-            response.enable_chunked_encoding()
-        else:
-            response.force_close()
-        carried = Carried(response, answer.status, time.monotonic())
-        await response.prepare(client)
-        head, tail = b"", b""
-        try:
-            while True:
-                async with asyncio.timeout(call.idle_timeout):
-                    chunk = await answer.content.readany()
-                if not chunk:
-                    break
-                head = head or chunk
-                tail = chunk if len(chunk) >= usage.TAIL else (tail + chunk)[-usage.TAIL :]
-                await response.write(chunk)
-            await response.write_eof()
-        except (aiohttp.ClientError, TimeoutError):
-            # Cutting the connection is the only honest end for an answer that is not whole.
-            carried.interrupted = True
-            if client.transport is not None:
-                client.transport.abort()
-        except ConnectionError:
-            with suppress(AttributeError):
-                client.transport.abort()  # type: ignore[union-attr]
-            raise asyncio.CancelledError from None
-        carried.usage = usage.from_stream(tail, head) if events else usage.from_body(tail)
-        return carried
+
+class _Flight:
+    """One exchange under way: between the upstream's connection and the client's splice."""
+
+    __slots__ = (
+        "_call",
+        "_connection",
+        "_fault",
+        "_is_passed_on",
+        "_limit",
+        "_loop",
+        "_sent",
+        "_since",
+        "_splice",
+        "body",
+        "landed",
+    )
+
+    def __init__(self, splice: Splice, connection: Connection, call: Call) -> None:
+        self._splice = splice
+        self._connection: Connection | None = connection
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._sent = self._since = self._loop.time()
+        self._limit = call.first_byte_timeout
+        self._is_passed_on = False  # something of the answer
+        self._fault: UpstreamFault | None = None
+        self.body = splice.write
+        self.landed: asyncio.Future[None] = self._loop.create_future()
+        splice.was_moved = False
+        splice.on_pause, splice.on_resume = connection.pause, connection.resume
+        splice.on_gone = self._abandon
+
+    # What the upstream's connection calls.
+
+    def head(self, head: Head) -> None:
+        """Pass the head on, unless it is not wanted."""
+        call, splice = self._call, self._splice
+        if call.declines(head.status):
+            raise UpstreamFault("declined", f"it answered {head.status}")
+        if splice.is_open and (head.status != 200 or not head.is_event_stream):
+            # The gateway has begun an event stream: no other answer fits in there.
+            raise UpstreamFault("declined", f"it answered {head.status}")
+        self._is_passed_on = True
+        if splice.is_open:
+            return
+        splice.start(
+            head.status,
+            head.reason,
+            client_fields(head.fields) + _encoded(call.answer_headers.items()),
+            head.length,
+            is_sse=head.is_event_stream,
+        )
+
+    def end(self) -> None:
+        """The answer is whole."""
+        self._connection = None
+        self._splice.end()
+        self._land()
+
+    def failed(self, fault: UpstreamFault) -> None:
+        """It never will be."""
+        self._connection = None
+        self._break_off(fault)
+
+    # What ends it otherwise.
+
+    def sweep(self, now: float) -> None:
+        """Look at the deadline of this phase."""
+        splice = self._splice
+        if splice.was_moved:
+            splice.was_moved = False
+            self._since, self._limit = now, self._call.idle_timeout
+        elif splice.is_paused:  # it is the client's turn
+            self._since = now
+        elif self._limit is not None and now - self._since >= self._limit:
+            self._drop()
+            self._break_off(UpstreamFault("timeout", f"nothing for {self._limit:g} s"))
+
+    def detach(self) -> None:
+        """Let go of both sides; an upstream that still works stops."""
+        splice = self._splice
+        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
+        self._drop()
+
+    def carried(self) -> Carried:
+        """The outcome. Raises UpstreamFault when nothing was passed on."""
+        splice, fault = self._splice, self._fault
+        if fault is not None and not self._is_passed_on:
+            raise fault
+        found = usage.from_stream if splice.is_event_stream else usage.from_body
+        return Carried(
+            splice.status, splice.first_at, found(splice.tail, splice.first), fault is not None
+        )
+
+    def _abandon(self) -> None:
+        """The client is gone, and with it the reason to go on."""
+        self._drop()
+        self.landed.cancel()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _break_off(self, fault: UpstreamFault) -> None:
+        fault.after = self._loop.time() - self._sent
+        self._fault = fault
+        splice = self._splice
+        if self._is_passed_on:
+            if splice.is_event_stream:
+                splice.write(self._call.last_words(fault))
+                splice.cut()
+            else:
+                splice.abort()
+        self._land()
+
+    def _land(self) -> None:
+        if not self.landed.done():
+            self.landed.set_result(None)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _request_head(
+    request: web.BaseRequest, origin: Origin, target: str, length: int, own: Mapping[str, str]
+) -> bytes:
+    fields = upstream_fields(request.raw_headers) + _encoded(own.items())
+    lines = [
+        f"{request.method} {target} HTTP/1.1\r\nHost: {origin.netloc}\r\n"
+        f"Content-Length: {length}\r\nAccept-Encoding: identity\r\n".encode()
+    ]
+    lines += [b"%b: %b\r\n" % each for each in fields]
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def _encoded(headers: Iterable[tuple[str, str]]) -> Fields:
+    return [(name.encode(), value.encode()) for name, value in headers]

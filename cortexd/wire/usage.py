@@ -10,9 +10,6 @@ from contextlib import suppress
 
 import msgspec
 
-# bytes of an answer's end that are kept: the last events of a stream or the end of a JSON body.
-TAIL = 16 * 1024
-
 
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of one answer. `cached` is the part of `prompt` that came from the KV cache."""
@@ -65,8 +62,16 @@ _decode_counts = msgspec.json.Decoder(_Counts).decode
 _decode_timings = msgspec.json.Decoder(_Timings).decode
 
 
-def from_body(tail: bytes) -> Usage | None:
-    """Counts of a JSON answer, from its last bytes (`tail` may begin anywhere in it)."""
+def from_body(tail: bytes, head: bytes = b"") -> Usage | None:
+    """Counts of a JSON answer, from its last bytes (`tail` may begin anywhere in it).
+
+    Engines that put them first have them in its first bytes, `head`.
+    """
+    found = _last_in(tail)
+    return found or (_last_in(head) if head else None)
+
+
+def _last_in(tail: bytes) -> Usage | None:
     for key, decode in ((b'"usage"', _decode_counts), (b'"timings"', _decode_timings)):
         at = tail.rfind(key)
         while at >= 0:
@@ -96,6 +101,10 @@ def from_stream(tail: bytes, head: bytes = b"") -> Usage | None:
                 return found
         if timings is None and event.timings:
             timings = _usage(event.timings)
+    if timings is None:
+        # An event that is longer than the tail (a whole response in one) still ends with both.
+        cut = _last_in(tail.partition(b"\n")[0])
+        timings = cut if cut and cut.completion else None
     return timings
 
 

@@ -40,6 +40,7 @@ WHOLE_DELTA = '{"type":"message_delta","usage":{"input_tokens":6,"output_tokens"
         (sse('{"usage": broken', "[DONE]"), b"", None),
         (sse('{"usage":{"prompt_tokens":"many"}}'), b"", None),
         (b'"usage":{"prompt_tokens":1}}\n\n' + sse(NO_COUNTS), b"", None),
+        (b'tput":[]},"usage":{"input_tokens":5,"output_tokens":9}}}\n\n', b"", Usage(5, 9)),
         (b"", b"", None),
     ],
 )
@@ -70,3 +71,7 @@ def test_a_stream_is_counted_from_its_last_event_that_says(
 )
 def test_a_body_is_counted_from_its_end(tail: bytes, expected: Usage | None) -> None:
     assert from_body(tail) == expected
+
+
+def test_a_body_that_begins_with_its_counts_is_counted_too() -> None:
+    assert from_body(b"0.1, 0.2]}]}", b'{"usage":{"prompt_tokens":3},"data":[') == Usage(3, 0)

@@ -1,0 +1,34 @@
+"""A request on its way through the gateway, and what is known of it so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from cortexd.control.dispatch import RouteDecision
+from cortexd.gateway.refusals import Dialect
+from cortexd.proxy.exchange import Carried
+
+
+@dataclass(slots=True)
+class Inbound:
+    """One request. `received` is monotonic; `status` is 0 until it is answered.
+
+    asked, model: as the caller spelt it, and the concrete id.
+    code: of the refusal, when it was refused.
+    """
+
+    request: web.BaseRequest
+    path: str
+    request_id: str
+    dialect: Dialect
+    received: float
+    asked: str | None = None
+    model: str | None = None
+    is_stream: bool = False
+    is_open: bool = False
+    route: RouteDecision | None = None
+    carried: Carried | None = None
+    status: int = 0
+    code: str | None = None

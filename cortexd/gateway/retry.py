@@ -1,0 +1,75 @@
+"""Whether a request may be tried again, and where: only while nothing of an answer was passed on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cortexd.control.dispatch import Dispatcher, RouteDecision
+from cortexd.fleet.routing import Query
+from cortexd.proxy.connection import UpstreamFault
+
+# Statuses that say "not now": another replica may have a place.
+BACK_PRESSURE: Final = frozenset({429, 503})
+# Seconds after a request was sent within which a lost connection is taken for bad luck; later it
+# may be the prompt that kills engines, and that must not be carried to every one of them.
+RESEND_WITHIN: Final = 1.0
+
+
+class Attempts:
+    """What was tried for one request, and what may follow.
+
+    retries: how many attempts may follow the first.
+    is_fresh: the next one must not use a connection that was used before.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, model: str, retries: int) -> None:
+        self._dispatcher = dispatcher
+        self._model = model
+        self._tried: set[str] = set()
+        self._left = retries
+        self._has_resent = False
+        self.is_fresh = False
+
+    @property
+    def query(self) -> Query:
+        """What to ask of routing."""
+        return Query(self._model, self._tried)
+
+    def declines(self, route: RouteDecision, status: int) -> bool:
+        """Whether an answer with that status is given up for a replica that is no busier."""
+        if status not in BACK_PRESSURE or not self._left:
+            return False
+        other = self._dispatcher.other(self._query_without(route))
+        if other is None:
+            return False
+        busy = self._dispatcher.in_flight
+        return busy(other) < busy(route.replica)  # ours counts there, so this is "no busier"
+
+    async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
+        """Whether another attempt may follow this fault; `query` and `is_fresh` then say how."""
+        if not self._left:
+            return False
+        self._left -= 1
+        match fault.what:
+            case "refused":  # it never saw the request; it may have moved
+                if await self._dispatcher.endpoint_moved(route) is None:
+                    self._tried.add(route.node)
+                return True
+            case "unsent":
+                self.is_fresh = True
+                return True
+            case "declined":
+                self._tried.add(route.node)
+                return True
+            case "reset" if not self._has_resent and fault.after <= RESEND_WITHIN:
+                self._has_resent = True
+                if fault.is_reused or self._dispatcher.other(self._query_without(route)) is None:
+                    self.is_fresh = True
+                else:
+                    self._tried.add(route.node)
+                return True
+            case _:
+                return False
+
+    def _query_without(self, route: RouteDecision) -> Query:
+        return Query(self._model, {*self._tried, route.node})

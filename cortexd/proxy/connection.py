@@ -1,0 +1,334 @@
+"""One connection to one origin: a request out, its answer in, one at a time.
+
+The only caller of the HTTP parser. It checks that what comes is an answer (the upstream may be
+hostile, too), tells its receiver what came, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple, Protocol, cast
+
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpResponseParser,
+)
+
+from cortexd.proxy.headers import Fields
+
+MAX_HEAD: Final = 64 * 1024  # bytes; httptools has no limit, and feeding it an endless head is slow
+MAX_INFORMATIONAL: Final = 8  # 1xx heads before the real one
+_READ: Final = 64 * 1024  # bytes at a time; a plain Protocol on uvloop reads four times as much
+_JOINED: Final = 64 * 1024  # bytes of a body up to which copying is cheaper than a second write
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+_BODILESS: Final = frozenset({204, 304})  # RFC 9110, section 6.4.1
+
+# A read is parsed before the loop does anything else: one buffer serves every connection.
+_buffer: Final = memoryview(bytearray(_READ))
+
+
+class Head(NamedTuple):
+    """The head of an answer. `length`: of its body; None when only its end tells."""
+
+    status: int
+    reason: bytes
+    fields: Fields
+    length: int | None
+    is_event_stream: bool
+
+
+What = Literal["refused", "unsent", "reset", "invalid", "declined", "timeout"]
+
+
+class UpstreamFault(Exception):
+    """No answer, or only a part of one.
+
+    what: `refused`, no connection was made; `unsent`, one from the pool was closed before the
+        request was written: the upstream has not seen the request. `reset`, the connection ended
+        after that; `invalid`, what came is no HTTP answer; `declined`, the answer was not wanted;
+        `timeout`.
+    is_reused: the connection had carried another exchange before.
+    after: seconds since the request was sent.
+    """
+
+    def __init__(self, what: What, detail: str, *, is_reused: bool = False) -> None:
+        super().__init__(detail)
+        self.what: What = what
+        self.is_reused = is_reused
+        self.after = 0.0
+
+
+class Receiver(Protocol):
+    """Who is told what came. Nothing more comes after `end` or `failed`."""
+
+    @property
+    def body(self) -> Callable[[bytes], None]:
+        """Called with each piece of the body, as it comes."""
+
+    def head(self, head: Head) -> None:
+        """The head is there. Raises UpstreamFault to stop here; `failed` is then called."""
+
+    def end(self) -> None:
+        """The answer is whole."""
+
+    def failed(self, fault: UpstreamFault) -> None:
+        """The answer will never be whole."""
+
+
+class Home(Protocol):
+    """Where a connection goes between two exchanges."""
+
+    def give(self, connection: Connection) -> None:
+        """It is ready for another exchange."""
+
+    def lost(self, connection: Connection) -> None:
+        """It was closed while it was idle."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """`origin`: whom it is connected to. `idle_since`: loop time; for the pool."""
+
+    __slots__ = (
+        "_answer",
+        "_home",
+        "_is_stuck",
+        "idle_since",
+        "is_open",
+        "origin",
+        "transport",
+        "uses",
+    )
+
+    def __init__(self, origin: object, home: Home) -> None:
+        self.origin = origin
+        self._home = home
+        self._answer: _Answer | None = None
+        self._is_stuck = False  # a part of the request is not written yet
+        self.transport: asyncio.Transport
+        self.is_open = False
+        self.idle_since = 0.0
+        self.uses = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if not self.is_open else "busy" if self._answer else "idle"
+        return f"<Connection {self.origin} {state} uses={self.uses}>"
+
+    def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
+        """Send a request; `receiver` is told of its answer."""
+        self.uses += 1
+        self._answer = _Answer(receiver)
+        if len(body) <= _JOINED:
+            self.transport.write(head + body)
+        else:
+            self.transport.write(head)
+            self.transport.write(body)
+
+    def pause(self) -> None:
+        """Read no more for now; what was read already still comes."""
+        if self.is_open:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.is_open:
+            self.transport.resume_reading()
+
+    def close(self) -> None:
+        """End it at once, so that the upstream stops working; nobody is told any more."""
+        self.is_open = False
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.release()
+        self.transport.abort()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self.transport = cast(asyncio.Transport, transport)
+        # Any byte of a request that the kernel did not take at once counts as not written.
+        self.transport.set_write_buffer_limits(high=0)
+        self.is_open = True
+
+    def pause_writing(self) -> None:
+        """The kernel takes no more for now."""
+        self._is_stuck = True
+
+    def resume_writing(self) -> None:
+        """Everything is written."""
+        self._is_stuck = False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to."""
+        return _buffer
+
+    def buffer_updated(self, size: int) -> None:
+        """`size` bytes were read."""
+        answer = self._answer
+        if answer is None:  # nobody asked
+            self.close()
+            self._home.lost(self)
+            return
+        try:
+            answer.parser.feed_data(_buffer[:size])
+        except (HttpParserError, HttpParserUpgrade) as error:
+            if self._answer is answer and not answer.is_complete:
+                self._fail(_fault_of(error))
+            answer.is_reusable = False  # more came than was asked for
+        if self._answer is not answer:  # closed while its answer was read
+            return
+        if answer.is_complete:
+            self._finish(answer)
+        elif not answer.has_head:
+            answer.head_size += size
+            if answer.head_size > MAX_HEAD:
+                self._fail(UpstreamFault("invalid", "its head is too large"))
+
+    def eof_received(self) -> None:
+        """The upstream sends no more."""
+        self._ended(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._ended(exc)
+
+    def _finish(self, answer: _Answer) -> None:
+        self._answer = None
+        if answer.is_reusable and not self._is_stuck:
+            self._home.give(self)
+        else:
+            self.close()
+        answer.receiver.end()
+        answer.release()
+
+    def _ended(self, exc: Exception | None) -> None:
+        was_open, self.is_open = self.is_open, False
+        answer, self._answer = self._answer, None
+        if answer is None:
+            if was_open:
+                self._home.lost(self)
+            return
+        if exc is None and answer.is_until_close:
+            answer.receiver.end()
+        else:
+            is_reused = self.uses > 1
+            unsent = is_reused and self._is_stuck and not answer.has_head
+            words = (exc and exc.args and str(exc.args[-1])) or "it closed the connection"
+            answer.receiver.failed(
+                UpstreamFault("unsent" if unsent else "reset", words, is_reused=is_reused)
+            )
+        answer.release()
+
+    def _fail(self, fault: UpstreamFault) -> None:
+        answer = self._answer
+        self.close()
+        if answer is not None:
+            answer.receiver.failed(fault)
+
+
+class _Answer:
+    """What the parser calls while it reads one answer; a parser each, so that none inherits state.
+
+    is_until_close: its body ends with the connection.
+    is_reusable: another request may follow on the connection.
+    """
+
+    __slots__ = (
+        "_fields",
+        "_informational",
+        "_reason",
+        "has_head",
+        "head_size",
+        "is_complete",
+        "is_reusable",
+        "is_until_close",
+        "on_body",
+        "parser",
+        "receiver",
+    )
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.on_body = receiver.body  # looked up once, by the parser: no call of ours in between
+        self._fields: Fields = []
+        self._reason = b""
+        self._informational = 0
+        self.head_size = 0
+        self.has_head = self.is_complete = self.is_reusable = self.is_until_close = False
+        self.parser = HttpResponseParser(self)
+
+    def release(self) -> None:
+        """Parser and answer hold each other: let go, so that nothing waits for the collector."""
+        del self.parser
+
+    def on_message_begin(self) -> None:
+        """A second answer to one request is none."""
+        if self.is_complete:
+            raise UpstreamFault("invalid", "it sent more than was asked for")
+
+    def on_status(self, status: bytes) -> None:
+        """A part of the reason phrase."""
+        self._reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field; those after the body (trailers) are dropped."""
+        if not self.has_head:
+            self.head_size += len(name) + len(value)
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Check what the parser does not, and tell."""
+        status = self.parser.get_status_code()
+        if self.parser.get_http_version() not in _VERSIONS or not 100 <= status <= 599:
+            raise UpstreamFault("invalid", "it does not speak HTTP/1.1")
+        if self.head_size > MAX_HEAD:
+            raise UpstreamFault("invalid", "its head is too large")
+        if status < 200:
+            self._informational += 1
+            if self._informational > MAX_INFORMATIONAL or status == 101:
+                raise UpstreamFault("invalid", "it never comes to an answer")
+            self._fields, self._reason = [], b""
+            return
+        length, is_chunked, is_event_stream = _framing(self._fields)
+        if status in _BODILESS:
+            length = 0
+        self.is_until_close = length is None and not is_chunked
+        self.has_head = True
+        self.receiver.head(Head(status, self._reason, self._fields, length, is_event_stream))
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, unless it was only an informational one."""
+        if self.has_head:
+            self.is_complete = True
+            # Right only in here: the parser forgets as soon as it goes on.
+            self.is_reusable = self.parser.should_keep_alive()
+
+
+def _framing(fields: Fields) -> tuple[int | None, bool, bool]:
+    """Content-Length, whether it is chunked, whether it is an event stream. RFC 9112, section 6."""
+    length: int | None = None
+    is_chunked = is_event_stream = False
+    for name, value in fields:
+        match name.lower():
+            case b"content-length":
+                if not value.isdigit() or length not in (None, int(value)):
+                    raise UpstreamFault("invalid", "its Content-Length is none")
+                length = int(value)
+            case b"transfer-encoding":
+                if is_chunked or value.strip().lower() != b"chunked":
+                    raise UpstreamFault("invalid", "its Transfer-Encoding is not chunked")
+                is_chunked = True
+            case b"content-type":
+                is_event_stream = value[:17].lower() == b"text/event-stream"
+    if is_chunked and length is not None:
+        raise UpstreamFault("invalid", "it has both Content-Length and Transfer-Encoding")
+    return length, is_chunked, is_event_stream
+
+
+def _fault_of(error: Exception) -> UpstreamFault:
+    if isinstance(error, HttpParserCallbackError) and isinstance(error.__context__, UpstreamFault):
+        return error.__context__
+    return UpstreamFault("invalid", f"its answer is not HTTP ({error})")

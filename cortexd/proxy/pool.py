@@ -1,0 +1,140 @@
+"""Connections to the origins: the idle ones for another use, new ones when there is none.
+
+The bookkeeping is synchronous and costs the same however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import OrderedDict
+from contextlib import suppress
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from cortexd.proxy.connection import Connection, UpstreamFault
+from cortexd.proxy.sweeper import Sweeper
+
+IDLE: Final = 4.0  # seconds; several engines close theirs after five
+# A host that lost its power says nothing: the kernel asks, and gives up within a minute.
+_KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+)
+
+
+class Origin(NamedTuple):
+    """Whom to connect to. `netloc`: as the Host field spells it."""
+
+    host: str
+    port: int
+    is_tls: bool
+    netloc: str
+
+    def __str__(self) -> str:
+        return f"{'https' if self.is_tls else 'http'}://{self.netloc}"
+
+
+@lru_cache(maxsize=4096)
+def parse_base(base: str) -> tuple[Origin, str]:
+    """`http://host:port/path` → the origin and the path, which has no trailing slash."""
+    parts = urlsplit(base)
+    is_tls = parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    return Origin(parts.hostname or "", port, is_tls, parts.netloc), parts.path.rstrip("/")
+
+
+class Pool:
+    """`tls`: for https origins; None: the system's certificates."""
+
+    def __init__(self, sweeper: Sweeper, tls: ssl.SSLContext | None = None) -> None:
+        self._sweeper = sweeper
+        self._tls = tls
+        # The last one given is the last in its order.
+        self._idle: dict[object, OrderedDict[Connection, None]] = {}
+
+    def __repr__(self) -> str:
+        idle = ", ".join(f"{origin}: {len(kept)}" for origin, kept in self._idle.items())
+        return f"<Pool idle {{{idle}}}>"
+
+    def take(self, origin: Origin) -> Connection | None:
+        """The connection that was idle for the shortest time, if there is a fresh one."""
+        kept = self._idle.get(origin)
+        oldest = asyncio.get_running_loop().time() - IDLE
+        while kept:
+            connection, _ = kept.popitem()
+            if not kept:
+                del self._idle[origin]
+            if connection.idle_since > oldest:
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self, origin: Origin, timeout: float) -> Connection:
+        """A new connection. Raises UpstreamFault (refused)."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(origin, self),
+                    origin.host,
+                    origin.port,
+                    ssl=await self._context() if origin.is_tls else None,
+                )
+        except TimeoutError as error:
+            raise UpstreamFault("refused", f"no connection within {timeout:g} s") from error
+        except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
+            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UpstreamFault("refused", f"can't connect to {origin.netloc}: {words}") from error
+        _keep_alive(connection.transport)
+        return connection
+
+    def give(self, connection: Connection) -> None:
+        """Keep it for another use."""
+        connection.idle_since = asyncio.get_running_loop().time()
+        if not self._idle:
+            self._sweeper.watch(self)
+        self._idle.setdefault(connection.origin, OrderedDict())[connection] = None
+
+    def lost(self, connection: Connection) -> None:
+        """Forget one that was closed while it was idle."""
+        kept = self._idle.get(connection.origin)
+        if kept is not None:
+            kept.pop(connection, None)
+            if not kept:
+                del self._idle[connection.origin]
+
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        for origin, kept in list(self._idle.items()):
+            while kept and (oldest := next(iter(kept))).idle_since <= now - IDLE:
+                del kept[oldest]
+                oldest.close()
+            if not kept:
+                del self._idle[origin]
+        if not self._idle:
+            self._sweeper.forget(self)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for kept in self._idle.values():
+            for connection in kept:
+                connection.close()
+        self._idle.clear()
+        self._sweeper.forget(self)
+
+    async def _context(self) -> ssl.SSLContext:
+        if self._tls is None:  # reads a store of hundreds of certificates
+            self._tls = await asyncio.to_thread(ssl.create_default_context)
+        return self._tls
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    sock = transport.get_extra_info("socket")
+    for level, name, value in _KEEPALIVE:
+        with suppress(OSError, AttributeError):
+            sock.setsockopt(level, getattr(socket, name), value)

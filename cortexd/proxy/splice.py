@@ -1,0 +1,214 @@
+"""The client's side of one answer: bytes go straight to its transport.
+
+The only place that writes to a client while an answer streams. What comes from the upstream and
+what the gateway says itself (a keep-alive, an error at the end) go out in the order in which they
+are written. Knows how to pause its source, not whose it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Any, Final, cast
+
+from aiohttp import web
+
+from cortexd.proxy.headers import Fields
+
+_LARGE: Final = 16 * 1024  # bytes from which a second write costs less than a copy
+_TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
+_SSE: Final[Fields] = [
+    (b"Cache-Control", b"no-cache"),
+    (b"X-Accel-Buffering", b"no"),  # an nginx in front must not hold tokens back
+]
+_REPLACED_FOR_SSE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
+
+
+class Response(web.StreamResponse):
+    """What aiohttp's server is handed when the answer is out already: nothing is left to do.
+
+    may_go_on: another request may follow on the connection; else the server closes it.
+    """
+
+    def __init__(self, status: int, *, may_go_on: bool) -> None:
+        super().__init__(status=status)
+        self._may_go_on = may_go_on
+
+    @property
+    def keep_alive(self) -> bool:
+        """Read by the server after the answer."""
+        return self._may_go_on
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Done by the splice."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Done by the splice."""
+
+
+class Splice:
+    """One answer on its way to a client.
+
+    was_moved: something was written since this was last set to False (a mark for deadlines).
+    is_gone: the client has left; nothing is written any more.
+    is_open: the head went out. is_ended: nothing may follow.
+    first_at: when the first byte of the body went out, loop time. first: the body's first bytes,
+        once they are not in `tail` any more.
+    on_pause, on_resume: called when the client takes no more, and when it does again.
+    on_gone: called when it leaves.
+    """
+
+    __slots__ = (
+        "_is_chunked",
+        "_kept",
+        "_kept_size",
+        "_must_abort",
+        "_must_close",
+        "_request",
+        "_transport",
+        "first",
+        "first_at",
+        "is_ended",
+        "is_event_stream",
+        "is_gone",
+        "is_open",
+        "is_paused",
+        "on_gone",
+        "on_pause",
+        "on_resume",
+        "status",
+        "was_moved",
+    )
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._transport = cast(asyncio.Transport, request.transport)
+        self._is_chunked = False
+        self._must_close = not request.keep_alive or request.version < (1, 1)
+        self._must_abort = False
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        self.first = b""
+        self.first_at: float | None = None
+        self.status = 0
+        self.is_open = self.is_ended = self.is_paused = self.was_moved = False
+        self.is_event_stream = False
+        self.is_gone = request.transport is None
+        self.on_pause: Callable[[], None] = _nothing
+        self.on_resume: Callable[[], None] = _nothing
+        self.on_gone: Callable[[], None] = _nothing
+        cast(Any, request.protocol).sink = self
+
+    # What the exchange calls.
+
+    def start(
+        self, status: int, reason: bytes, fields: Fields, length: int | None, *, is_sse: bool
+    ) -> None:
+        """Send the head. `length` None: the body's end is told by chunks, or by the connection."""
+        self.is_open, self.status, self.is_event_stream = True, status, is_sse
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        if is_sse:
+            fields = [field for field in fields if field[0].lower() not in _REPLACED_FOR_SSE] + _SSE
+        lines += [b"%b: %b\r\n" % field for field in fields]
+        if not any(field[0].lower() == b"date" for field in fields):
+            lines.append(b"Date: %b\r\n" % _date(int(time.time())))  # RFC 9110, section 6.6.1
+        if length is not None:
+            if length or status not in (204, 304):
+                lines.append(b"Content-Length: %d\r\n" % length)
+        elif self._request.version >= (1, 1):
+            self._is_chunked = True
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        if self._must_close:
+            lines.append(b"Connection: close\r\n")
+        lines.append(b"\r\n")
+        # From here on aiohttp must not answer in our place, whatever goes wrong.
+        self._request.writer.output_size = 1
+        if not self.is_gone:
+            self._transport.write(b"".join(lines))
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+        if self.is_gone:
+            return
+        self.was_moved = True
+        if not self._kept:
+            self.first_at = asyncio.get_running_loop().time()
+        self._kept.append(data)
+        self._kept_size += len(data)
+        if self._kept_size > 2 * _TAIL:
+            self._forget()
+        if not self._is_chunked:
+            self._transport.write(data)
+        elif len(data) < _LARGE:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._transport.write(b"%x\r\n" % len(data))
+            self._transport.write(data)
+            self._transport.write(b"\r\n")
+
+    def end(self) -> None:
+        """The answer is whole."""
+        self.is_ended = True
+        if self._is_chunked and not self.is_gone:
+            self._transport.write(b"0\r\n\r\n")
+
+    def cut(self) -> None:
+        """The answer is not whole: no end, and the connection is closed after what was written."""
+        self.is_ended = self._must_close = True
+
+    def abort(self) -> None:
+        """The answer is not whole, and only the connection can tell: it is reset, with the rest."""
+        self.is_ended = self._must_abort = True
+
+    def release(self) -> None:
+        """Let go of the client's connection: the next request on it has a splice of its own."""
+        if self._request.protocol is not None:
+            cast(Any, self._request.protocol).sink = None
+
+    def response(self) -> web.StreamResponse:
+        """What the handler returns, at once: the server then closes what must be closed."""
+        # Not before: the server takes a lost connection for a client that left.
+        if self._must_abort and not self.is_gone:
+            self._transport.abort()
+        return Response(self.status, may_go_on=not self._must_close)
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes of the body, some thousands; all of a short one."""
+        return b"".join(self._kept)
+
+    # What the client's connection calls.
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        self.is_paused = True
+        self.on_pause()
+
+    def resume(self) -> None:
+        """It does again."""
+        self.is_paused = False
+        self.on_resume()
+
+    def lost(self) -> None:
+        """It is gone."""
+        self.is_gone = True
+        self.on_gone()
+
+    def _forget(self) -> None:
+        """Keep the end of the body, and the beginning of it once."""
+        whole = b"".join(self._kept)
+        self.first = self.first or whole[:_TAIL]
+        self._kept = [whole[-_TAIL:]]
+        self._kept_size = _TAIL
+
+
+def _nothing() -> None:
+    pass
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

@@ -1,0 +1,53 @@
+"""One coarse clock for many deadlines: a timer for each would cost more than what it guards.
+
+What is watched keeps cheap marks while it works; a few times a second everything is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+TICK: Final = 0.25  # seconds: how late a deadline may be noticed
+
+
+class Watched(Protocol):
+    """Something with deadlines."""
+
+    def sweep(self, now: float) -> None:
+        """Look at the deadlines; `now` is loop time. It may stop being watched from here."""
+
+
+class Sweeper:
+    """Calls `sweep` on everything watched, as long as there is anything."""
+
+    def __init__(self) -> None:
+        self._watched: set[Watched] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._watched)
+
+    def watch(self, watched: Watched) -> None:
+        """Begin to look at it."""
+        self._watched.add(watched)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    def forget(self, watched: Watched) -> None:
+        """Look at it no more; a second call does nothing."""
+        self._watched.discard(watched)
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._watched.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for watched in list(self._watched):
+            watched.sweep(now)
+        self._timer = loop.call_later(TICK, self._tick) if self._watched else None
