@@ -53,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
 async def _serve(config: Config, tokens: dict[str, str]) -> int:
     from cortexd.daemon import notify
+    from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.gateway.app import Gateway
 
-    gateway = Gateway(config, tokens=tokens)
+    gateway = Gateway(config, tokens=tokens, access=AccessLog(sys.stderr))
     try:
         await gateway.start()
     except OSError as error:

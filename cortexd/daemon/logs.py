@@ -35,7 +35,7 @@ class Words(logging.Formatter):
         """One line, or more with a traceback: a person at a terminal can read that."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
-        line = f"{clock} {record.levelname:<7} {_escaped(record.getMessage() + fields)}"
+        line = f"{clock} {record.levelname:<7} {escaped(record.getMessage() + fields)}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -62,7 +62,8 @@ def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """In printable ASCII, whatever it holds."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable
 
 from cortexd.control.dispatch import RouteDecision
 from cortexd.control.registry import Registry
+from cortexd.daemon.access import AccessLine
 from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import OTHER, Metrics
-
-access = logging.getLogger("cortexd.access")
 
 # Answers that speak of no tokens by their nature.
 UNCOUNTED = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens", "/v1/moderations"})
@@ -18,12 +17,17 @@ CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 
 
 class Accounting:
-    """`has_access_log`: write a line for each request."""
+    """`access`: takes the access log's line of each request."""
 
-    def __init__(self, metrics: Metrics, registry: Registry, *, has_access_log: bool) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        registry: Registry,
+        access: Callable[[AccessLine], None] | None = None,
+    ) -> None:
         self._metrics = metrics
         self._registry = registry
-        self._has_access_log = has_access_log
+        self._access = access
 
     def routed(self, inbound: Inbound, route: RouteDecision, waited: float) -> None:
         """It is about to go upstream for the first time; `waited`: seconds, for a load."""
@@ -52,8 +56,8 @@ class Accounting:
         if inbound.status == CLIENT_GONE and inbound.is_open:
             metrics.child(metrics.streams_interrupted, "client").inc()
         first = self._answered(inbound, model, now)
-        if self._has_access_log:
-            _log(inbound, now - inbound.received, first)
+        if self._access is not None:
+            self._access(_line(inbound, now - inbound.received, first))
 
     def _answered(self, inbound: Inbound, model: str, now: float) -> float | None:
         """Count what an upstream's answer tells; seconds to its first byte."""
@@ -75,27 +79,22 @@ class Accounting:
         return first
 
 
-def _log(inbound: Inbound, duration: float, first: float | None) -> None:
+def _line(inbound: Inbound, duration: float, first: float | None) -> AccessLine:
     route, carried = inbound.route, inbound.carried
     usage = carried.usage if carried else None
-    fields = {
-        "request_id": inbound.request_id,
-        "client": inbound.request.remote,
-        "path": inbound.path,
-        "status": inbound.status,
-        "code": inbound.code,
-        "model": inbound.model,
-        "node": route.node if route else None,
-        "route": route.route if route else None,
-        "first_byte_s": None if first is None else round(first, 4),
-        "duration_s": round(duration, 4),
-        "prompt_tokens": usage.prompt if usage else None,
-        "completion_tokens": usage.completion if usage else None,
-    }
-    access.info(
-        "%s %s %s",
-        inbound.status,
-        inbound.path,
-        inbound.model,
-        extra={name: value for name, value in fields.items() if value is not None},
+    return AccessLine(
+        ts=round(time.time(), 3),
+        level="info",
+        request_id=inbound.request_id,
+        path=inbound.path,
+        status=inbound.status,
+        duration_s=round(duration, 4),
+        client=inbound.request.remote,
+        code=inbound.code,
+        model=inbound.model,
+        node=route.node if route else None,
+        route=route.route if route else None,
+        first_byte_s=None if first is None else round(first, 4),
+        prompt_tokens=usage.prompt if usage else None,
+        completion_tokens=usage.completion if usage else None,
     )

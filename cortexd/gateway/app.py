@@ -22,6 +22,7 @@ from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
+from cortexd.daemon.access import AccessLog
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
@@ -61,8 +62,15 @@ MODEL_PREFIX = "/v1/models/"
 class Gateway:
     """One gateway. `start` opens its listeners, `close` ends it; `address` is where it listens."""
 
-    def __init__(self, config: Config, *, tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        tokens: Mapping[str, str] | None = None,
+        access: AccessLog | None = None,
+    ) -> None:
         self._config = config
+        self._access = access
         self._tokens = dict(tokens or {})
         self._routes: dict[str, dict[str, Handler]] = {}
         self._ready = False
@@ -100,7 +108,9 @@ class Gateway:
         self._exchange = Exchange()
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
         accounting = Accounting(
-            self.metrics, self.registry, has_access_log=config.gateway.access_log
+            self.metrics,
+            self.registry,
+            self._access.write if self._access and config.gateway.access_log else None,
         )
         self._relay = Relay(
             dispatcher, self._exchange, self.registry, accounting, config, self._tokens
@@ -135,6 +145,8 @@ class Gateway:
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
+        if self._access is not None:
+            self._access.flush()
 
     async def _listen(
         self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]

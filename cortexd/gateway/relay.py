@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -15,11 +16,12 @@ from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, read_body, with_model
-from cortexd.gateway.refusals import last_words, own_headers, status_of
+from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
 from cortexd.proxy.connection import UpstreamFault
 from cortexd.proxy.exchange import Call, Carried, Exchange
+from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
 
 
@@ -75,8 +77,7 @@ class Relay:
         return body if model == view.model else with_model(body, model)
 
     async def _carry(self, inbound: Inbound, body: bytes, splice: Splice) -> Carried:
-        assert inbound.model is not None
-        attempts = Attempts(self._dispatcher, inbound.model, self._config.upstream.retries)
+        attempts = Attempts(self._dispatcher, inbound.model or "", self._config.upstream.retries)
         waited, is_first = 0.0, True
         while True:
             route = inbound.route = await self._dispatcher.route(attempts.query)
@@ -113,8 +114,8 @@ class Relay:
             base=route.endpoint,
             target=f"{inbound.path}?{query}" if query else inbound.path,
             body=body,
-            headers=self._upstream_headers(inbound, route),
-            answer_headers=self._answer_headers(inbound, route),
+            lines=self._upstream_lines(inbound, route),
+            answer_lines=self._answer_lines(inbound, route),
             connect_timeout=upstream.connect_timeout,
             first_byte_timeout=first_byte,
             idle_timeout=upstream.idle_timeout,
@@ -125,22 +126,31 @@ class Relay:
             ),
         )
 
-    def _upstream_headers(self, inbound: Inbound, route: RouteDecision) -> dict[str, str]:
-        headers = {"X-Request-Id": inbound.request_id}
+    def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
+        said = f"X-Request-Id: {inbound.request_id}\r\n"
         token = self._tokens.get(route.node)
         node = self._registry.snapshot.nodes[route.node]
         if token and is_own_host(route.endpoint, node.endpoint):
-            headers["Authorization"] = f"Bearer {token}"
-        return headers
+            said += f"Authorization: Bearer {token}\r\n"
+        return said.encode()
 
-    def _answer_headers(self, inbound: Inbound, route: RouteDecision) -> dict[str, str]:
-        headers = own_headers(inbound.dialect, inbound.request_id)
-        if self._config.gateway.expose_route:
-            headers["x-cortex-node"] = route.node
-            headers["x-cortex-model"] = route.replica.model
-            headers["x-cortex-cold-start"] = "true" if route.is_cold_start else "false"
-            headers["x-cortex-route"] = route.route
-        return headers
+    def _answer_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
+        own = own_lines(inbound.dialect, inbound.request_id)
+        if not self._config.gateway.expose_route:
+            return own
+        return own + _route_lines(route.node, route.replica.model, route.route)
+
+
+@lru_cache(maxsize=4096)
+def _route_lines(node: str, model: str, route: str) -> bytes:
+    return lines(
+        {
+            "x-cortex-node": node,
+            "x-cortex-model": model,
+            "x-cortex-cold-start": "false" if route == "loaded" else "true",
+            "x-cortex-route": route,
+        }
+    )
 
 
 def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:

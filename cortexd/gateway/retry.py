@@ -1,4 +1,4 @@
-"""Whether a request may be tried again, and where: only while nothing of an answer was passed on."""
+"""Whether a request may be tried again, and where: never once an answer has been passed on."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ class _Answer:
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self.on_body = receiver.body  # looked up once, by the parser: no call of ours in between
-        self._fields: Fields = []
+        self._fields: list[tuple[bytes, bytes]] = []
         self._reason = b""
         self._informational = 0
         self.head_size = 0

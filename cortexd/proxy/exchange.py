@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+import msgspec
 from aiohttp import web
 
 from cortexd.proxy.connection import Connection, Head, UpstreamFault
-from cortexd.proxy.headers import Fields, client_fields, upstream_fields
+from cortexd.proxy.headers import client_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, parse_base
 from cortexd.proxy.splice import Splice
 from cortexd.proxy.sweeper import Sweeper
@@ -31,13 +31,12 @@ def _no_words(fault: UpstreamFault) -> bytes:
     return b""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request to one upstream.
 
     base: where the upstream serves, `http://host:port/path`. target: appended to it.
-    headers: sent upstream besides the client's own. answer_headers: sent to the client besides
-        the upstream's own.
+    lines: header lines sent upstream besides the client's own. answer_lines: sent to the client
+        besides the upstream's own.
     connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection stands, until
         the first byte of the answer's body (None: as long as the client waits), and between two.
     is_fresh: on a new connection, whatever the pool has.
@@ -48,8 +47,8 @@ class Call:
     base: str
     target: str
     body: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-    answer_headers: Mapping[str, str] = field(default_factory=dict)
+    lines: bytes = b""
+    answer_lines: bytes = b""
     connect_timeout: float = 3.0
     first_byte_timeout: float | None = None
     idle_timeout: float = 300.0
@@ -58,8 +57,7 @@ class Call:
     last_words: Callable[[UpstreamFault], bytes] = _no_words
 
 
-@dataclass(slots=True)
-class Carried:
+class Carried(msgspec.Struct, frozen=True):
     """How an answer went. `first_byte`: of its body, loop time; None: it had no body."""
 
     status: int
@@ -90,7 +88,7 @@ class Exchange:
         connection = None if call.is_fresh else self._pool.take(origin)
         if connection is None:
             connection = await self._pool.connect(origin, call.connect_timeout)
-        head = _request_head(request, origin, path + call.target, len(call.body), call.headers)
+        head = _request_head(request, origin, path + call.target, call)
         flight = _Flight(splice, connection, call)
         self._sweeper.watch(flight)
         try:
@@ -150,7 +148,7 @@ class _Flight:
         splice.start(
             head.status,
             head.reason,
-            client_fields(head.fields) + _encoded(call.answer_headers.items()),
+            client_lines(head.fields, is_event_stream=head.is_event_stream) + call.answer_lines,
             head.length,
             is_sse=head.is_event_stream,
         )
@@ -227,18 +225,10 @@ def _nothing() -> None:
     pass
 
 
-def _request_head(
-    request: web.BaseRequest, origin: Origin, target: str, length: int, own: Mapping[str, str]
-) -> bytes:
-    fields = upstream_fields(request.raw_headers) + _encoded(own.items())
-    lines = [
+def _request_head(request: web.BaseRequest, origin: Origin, target: str, call: Call) -> bytes:
+    return b"%b%b%b\r\n" % (
         f"{request.method} {target} HTTP/1.1\r\nHost: {origin.netloc}\r\n"
-        f"Content-Length: {length}\r\nAccept-Encoding: identity\r\n".encode()
-    ]
-    lines += [b"%b: %b\r\n" % each for each in fields]
-    lines.append(b"\r\n")
-    return b"".join(lines)
-
-
-def _encoded(headers: Iterable[tuple[str, str]]) -> Fields:
-    return [(name.encode(), value.encode()) for name, value in headers]
+        f"Content-Length: {len(call.body)}\r\nAccept-Encoding: identity\r\n".encode(),
+        upstream_lines(request.raw_headers),
+        call.lines,
+    )

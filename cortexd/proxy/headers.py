@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import quote
 
-Fields = list[tuple[bytes, bytes]]  # names as they were spelt
+Fields = Sequence[tuple[bytes, bytes]]  # names as they were spelt
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -32,36 +33,49 @@ _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     b"x-api-key",
     b"x-request-id",
 }
-# The gateway answers under its own name and its own request id.
+# The gateway answers under its own name and its own request id, and at its own time, as nginx does.
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"content-length",
+    b"date",
     b"request-id",
     b"server",
     b"set-cookie",
     b"x-request-id",
 }
+# Nothing on the way may hold an event back: neither a cache nor an nginx in front.
+_UNBUFFERED: Final = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+_NOT_TO_CLIENT_OF_EVENTS: Final = _NOT_TO_CLIENT | {b"cache-control", b"x-accel-buffering"}
 _OURS: Final = b"x-cortex-"
+_PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
 
 
-def upstream_fields(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
-    """What of the client's fields goes upstream."""
+def upstream_lines(fields: Fields) -> bytes:
+    """What of the client's fields goes upstream, as lines."""
     return _kept(fields, _NOT_UPSTREAM)
 
 
-def client_fields(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
-    """What of the upstream's fields goes to the client."""
+def client_lines(fields: Fields, *, is_event_stream: bool) -> bytes:
+    """What of the upstream's fields goes to the client, as lines."""
+    if is_event_stream:
+        return _kept(fields, _NOT_TO_CLIENT_OF_EVENTS) + _UNBUFFERED
     return _kept(fields, _NOT_TO_CLIENT)
 
 
-def _kept(fields: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Fields:
-    kept, named = [], b""
-    for field in fields:
-        name = field[0].lower()
-        if name == b"connection":
-            named += b"," + field[1].lower()
-        elif name not in dropped and not name.startswith(_OURS):
-            kept.append(field)
-    if named.strip(b", ") in (b"", b"keep-alive", b"close"):
-        return kept
-    words = {word.strip() for word in named.split(b",")}
-    return [field for field in kept if field[0].lower() not in words]
+def lines(fields: Mapping[str, str]) -> bytes:
+    """Fields of our own; what no header can hold, as in a model's name, is percent-encoded."""
+    return "".join(
+        f"{name}: {quote(value, safe=_PRINTABLE)}\r\n" for name, value in fields.items()
+    ).encode()
+
+
+def _kept(fields: Fields, dropped: frozenset[bytes]) -> bytes:
+    kept: list[bytes] = []
+    for name, value in fields:
+        low = name.lower()
+        if low == b"connection":
+            words = {word.strip() for word in value.lower().split(b",")}
+            if not words <= {b"keep-alive", b"close", b""} and not words <= dropped:
+                return _kept(fields, dropped | words)
+        elif low not in dropped and not low.startswith(_OURS):
+            kept += (name, b": ", value, b"\r\n")
+    return b"".join(kept)

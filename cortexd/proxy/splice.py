@@ -16,15 +16,8 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-from cortexd.proxy.headers import Fields
-
 _LARGE: Final = 16 * 1024  # bytes from which a second write costs less than a copy
 _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
-_SSE: Final[Fields] = [
-    (b"Cache-Control", b"no-cache"),
-    (b"X-Accel-Buffering", b"no"),  # an nginx in front must not hold tokens back
-]
-_REPLACED_FOR_SSE: Final = frozenset({b"cache-control", b"x-accel-buffering"})
 
 
 class Response(web.StreamResponse):
@@ -105,29 +98,30 @@ class Splice:
     # What the exchange calls.
 
     def start(
-        self, status: int, reason: bytes, fields: Fields, length: int | None, *, is_sse: bool
+        self, status: int, reason: bytes, lines: bytes, length: int | None, *, is_sse: bool
     ) -> None:
-        """Send the head. `length` None: the body's end is told by chunks, or by the connection."""
+        """Send the head; `lines` are its fields but for those about length and connection.
+
+        length: of the body; None: its end is told by chunks, or by the connection's.
+        """
         self.is_open, self.status, self.is_event_stream = True, status, is_sse
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
-        if is_sse:
-            fields = [field for field in fields if field[0].lower() not in _REPLACED_FOR_SSE] + _SSE
-        lines += [b"%b: %b\r\n" % field for field in fields]
-        if not any(field[0].lower() == b"date" for field in fields):
-            lines.append(b"Date: %b\r\n" % _date(int(time.time())))  # RFC 9110, section 6.6.1
+        head = b"HTTP/1.1 %d %b\r\n%bDate: %b\r\n" % (
+            status,
+            reason,
+            lines,
+            _date(int(time.time())),
+        )
         if length is not None:
             if length or status not in (204, 304):
-                lines.append(b"Content-Length: %d\r\n" % length)
+                head += b"Content-Length: %d\r\n" % length
         elif self._request.version >= (1, 1):
             self._is_chunked = True
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-        if self._must_close:
-            lines.append(b"Connection: close\r\n")
-        lines.append(b"\r\n")
+            head += b"Transfer-Encoding: chunked\r\n"
+        head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
         # From here on aiohttp must not answer in our place, whatever goes wrong.
         self._request.writer.output_size = 1
         if not self.is_gone:
-            self._transport.write(b"".join(lines))
+            self._transport.write(head)
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body."""

@@ -57,6 +57,7 @@ class _Event(_Answer):
     message: _Inner | None = None
 
 
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_counts = msgspec.json.Decoder(_Counts).decode
 _decode_timings = msgspec.json.Decoder(_Timings).decode
@@ -67,8 +68,12 @@ def from_body(tail: bytes, head: bytes = b"") -> Usage | None:
 
     Engines that put them first have them in its first bytes, `head`.
     """
-    found = _last_in(tail)
-    return found or (_last_in(head) if head else None)
+    if not head:  # then it is whole
+        with suppress(msgspec.DecodeError, RecursionError):
+            answer = _decode_answer(tail)
+            found = answer.usage and _usage(answer.usage)
+            return found or (answer.timings and _usage(answer.timings))
+    return _last_in(tail) or (_last_in(head) if head else None)
 
 
 def _last_in(tail: bytes) -> Usage | None:
@@ -146,9 +151,8 @@ def _object_after(text: bytes, at: int) -> bytes | None:
     start = text.find(b"{", at)
     if start < 0 or text[at:start].strip() != b":":
         return None
-    depth = 0
-    for here in range(start, len(text)):
-        depth += (text[here] == 0x7B) - (text[here] == 0x7D)
-        if depth == 0:
-            return text[start : here + 1]
+    end = start
+    while (end := text.find(b"}", end) + 1) > 0:
+        if text.count(b"{", start, end) == text.count(b"}", start, end):
+            return text[start:end]
     return None

@@ -13,6 +13,7 @@ import msgspec
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Neuron, Polling
 from cortexd.config.units import Duration
+from cortexd.daemon.access import AccessLog
 from cortexd.gateway.app import Gateway
 from tests.fakes import FakeNeuron
 
@@ -90,6 +91,7 @@ async def running_fleet(
     tokens: Mapping[str, str] | None = None,
     wait_settled: bool = True,
     aliases: dict[str, str] | None = None,
+    access: AccessLog | None = None,
     **neurons: FakeNeuron,
 ) -> AsyncIterator[Fleet]:
     """Start neurons (by name) and a gateway in front of them."""
@@ -110,6 +112,7 @@ async def running_fleet(
                 aliases=aliases or base.aliases,
             ),
             tokens=tokens,
+            access=access,
         )
         await gateway.start()
         stack.push_async_callback(gateway.close)

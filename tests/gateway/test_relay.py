@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import socket
@@ -16,6 +17,7 @@ from aiohttp import web
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Gateway, Polling, Upstream
 from cortexd.config.units import Duration, Size
+from cortexd.daemon.access import AccessLog
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import running_fleet, until
 
@@ -359,18 +361,18 @@ async def test_one_access_line_a_request_without_prompts_or_keys(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+    log = io.StringIO()
+    async with running_fleet(a=FakeNeuron({"m": "loaded"}), access=AccessLog(log)) as fleet:
         await fleet.ask(
             messages=[{"role": "user", "content": "canary-prompt"}],
             headers={"Authorization": "Bearer canary-key"},
         )
-        lines = [record for record in caplog.records if record.name == "cortexd.access"]
-        assert len(lines) == 1
-        fields = vars(lines[0])
-        assert (fields["status"], fields["node"], fields["route"]) == (200, "a", "loaded")
-        assert (fields["prompt_tokens"], fields["completion_tokens"]) == (7, 2)
-        everything = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
-        assert "canary" not in everything
+    [line] = log.getvalue().splitlines()
+    fields = json.loads(line)
+    assert (fields["status"], fields["node"], fields["route"]) == (200, "a", "loaded")
+    assert (fields["prompt_tokens"], fields["completion_tokens"]) == (7, 2)
+    everything = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert "canary" not in line + everything
 
 
 async def test_a_body_over_the_bound_is_refused_before_it_is_read() -> None:

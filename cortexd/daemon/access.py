@@ -1,0 +1,82 @@
+"""The access log: one line per inference request, for a small part of what `logging` would cost.
+
+The lines of a moment are written together, in the form of the other logs: words on a terminal,
+JSON anywhere else, nothing but printable ASCII.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+from typing import Final, Literal, TextIO
+
+import msgspec
+
+from cortexd.daemon.logs import escaped
+
+DELAY: Final = 0.1  # seconds for which lines are collected
+
+
+class AccessLine(msgspec.Struct, omit_defaults=True, tag_field="logger", tag="cortexd.access"):
+    """One request. Times are in seconds; `ts` is since the epoch. What is not known is left out."""
+
+    ts: float
+    level: Literal["info"]
+    request_id: str
+    path: str
+    status: int
+    duration_s: float
+    client: str | None = None
+    code: str | None = None
+    model: str | None = None
+    node: str | None = None
+    route: str | None = None
+    first_byte_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class AccessLog:
+    """Writes lines to `stream`, which belongs to somebody else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._format = _words if stream.isatty() else _json
+        self._lines: list[AccessLine] = []
+
+    def write(self, line: AccessLine) -> None:
+        """Write it in a moment."""
+        if not self._lines:
+            asyncio.get_running_loop().call_later(DELAY, self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write what has been collected; a full disk or a closed pipe harms nothing."""
+        lines, self._lines = self._lines, []
+        with suppress(OSError, ValueError):
+            self._stream.write("".join(map(self._format, lines)))
+            self._stream.flush()
+
+
+def _json(line: AccessLine) -> str:
+    text = _encode(line)
+    if not text.isascii():
+        return json.dumps(json.loads(text)) + "\n"
+    return text.decode() + "\n"
+
+
+def _words(line: AccessLine) -> str:
+    clock = time.strftime("%H:%M:%S", time.localtime(line.ts))
+    fields = {
+        name: value
+        for name, value in msgspec.structs.asdict(line).items()
+        if name not in ("ts", "level", "status", "path", "model") and value is not None
+    }
+    said = [str(line.status), line.path, line.model or "-"]
+    said += [f"{name}={value}" for name, value in fields.items()]
+    return f"{clock} INFO    {escaped(' '.join(said))}\n"
