@@ -68,6 +68,10 @@ class Receiver(Protocol):
     def body(self) -> Callable[[bytes], None]:
         """Called with each piece of the body, as it comes."""
 
+    @property
+    def flush(self) -> Callable[[], None]:
+        """Called when everything that one read brought has been told."""
+
     def head(self, head: Head) -> None:
         """The head is there. Raises UpstreamFault to stop here; `failed` is then called."""
 
@@ -182,7 +186,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         if answer.is_complete:
             self._finish(answer)
-        elif not answer.has_head:
+        elif answer.has_head:
+            answer.flush()
+        else:
             answer.head_size += size
             if answer.head_size > MAX_HEAD:
                 self._fail(UpstreamFault("invalid", "its head is too large"))
@@ -240,6 +246,7 @@ class _Answer:
         "_fields",
         "_informational",
         "_reason",
+        "flush",
         "has_head",
         "head_size",
         "is_complete",
@@ -252,7 +259,8 @@ class _Answer:
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
-        self.on_body = receiver.body  # looked up once, by the parser: no call of ours in between
+        # Looked up once, here and by the parser: no call of ours in between.
+        self.on_body, self.flush = receiver.body, receiver.flush
         self._fields: list[tuple[bytes, bytes]] = []
         self._reason = b""
         self._informational = 0

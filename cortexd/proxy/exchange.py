@@ -114,6 +114,7 @@ class _Flight:
         "_since",
         "_splice",
         "body",
+        "flush",
         "landed",
     )
 
@@ -126,7 +127,7 @@ class _Flight:
         self._limit = call.first_byte_timeout
         self._is_passed_on = False  # something of the answer
         self._fault: UpstreamFault | None = None
-        self.body = splice.write
+        self.body, self.flush = splice.write, splice.flush
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
         splice.on_pause, splice.on_resume = connection.pause, connection.resume
@@ -211,6 +212,7 @@ class _Flight:
         if self._is_passed_on:
             if splice.is_event_stream:
                 splice.write(self._call.last_words(fault))
+                splice.flush()
                 splice.cut()
             else:
                 splice.abort()

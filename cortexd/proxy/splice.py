@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from aiohttp import web
 
-_LARGE: Final = 16 * 1024  # bytes from which a second write costs less than a copy
+_LARGE: Final = 16 * 1024  # bytes from which a piece of its own costs less than a copy
 _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
 
 
@@ -60,6 +60,7 @@ class Splice:
         "_kept_size",
         "_must_abort",
         "_must_close",
+        "_out",
         "_request",
         "_transport",
         "first",
@@ -82,6 +83,7 @@ class Splice:
         self._is_chunked = False
         self._must_close = not request.keep_alive or request.version < (1, 1)
         self._must_abort = False
+        self._out: list[bytes] = []
         self._kept: list[bytes] = []
         self._kept_size = 0
         self.first = b""
@@ -100,7 +102,7 @@ class Splice:
     def start(
         self, status: int, reason: bytes, lines: bytes, length: int | None, *, is_sse: bool
     ) -> None:
-        """Send the head; `lines` are its fields but for those about length and connection.
+        """The head; it goes out with the next `flush`. `lines` are its fields but for those about length and connection.
 
         length: of the body; None: its end is told by chunks, or by the connection's.
         """
@@ -120,13 +122,10 @@ class Splice:
         head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
         # From here on aiohttp must not answer in our place, whatever goes wrong.
         self._request.writer.output_size = 1
-        if not self.is_gone:
-            self._transport.write(head)
+        self._out.append(head)
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body."""
-        if self.is_gone:
-            return
+        """A piece of the body; it goes out with the next `flush`."""
         self.was_moved = True
         if not self._kept:
             self.first_at = asyncio.get_running_loop().time()
@@ -135,19 +134,29 @@ class Splice:
         if self._kept_size > 2 * _TAIL:
             self._forget()
         if not self._is_chunked:
-            self._transport.write(data)
+            self._out.append(data)
         elif len(data) < _LARGE:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._out.append(b"%x\r\n%b\r\n" % (len(data), data))
         else:
-            self._transport.write(b"%x\r\n" % len(data))
-            self._transport.write(data)
-            self._transport.write(b"\r\n")
+            self._out += (b"%x\r\n" % len(data), data, b"\r\n")
+
+    def flush(self) -> None:
+        """Send what was written: each time is a system call, however much it is."""
+        out = self._out
+        if not out or self.is_gone:
+            return
+        self._out = []
+        if len(out) == 1:
+            self._transport.write(out[0])
+        else:
+            self._transport.writelines(out)
 
     def end(self) -> None:
         """The answer is whole."""
         self.is_ended = True
-        if self._is_chunked and not self.is_gone:
-            self._transport.write(b"0\r\n\r\n")
+        if self._is_chunked:
+            self._out.append(b"0\r\n\r\n")
+        self.flush()
 
     def cut(self) -> None:
         """The answer is not whole: no end, and the connection is closed after what was written."""
