@@ -1,0 +1,55 @@
+"""Other gateways for the same purpose, as their packages document how to start them.
+
+They live in a virtual environment of their own, since their dependencies clash with ours:
+`pip install sglang-router vllm-router smg 'litellm[proxy]'` there, then `--peers VENV`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import answers
+
+
+@dataclass(frozen=True)
+class Peer:
+    """program: in the environment's bin. arguments: from our port, the upstream's and a folder."""
+
+    name: str
+    program: str
+    arguments: Callable[[int, int, Path], list[str]]
+    exact: bool = True
+    slow: int = 1
+
+
+def _router(module: str) -> Callable[[int, int, Path], list[str]]:
+    """The Rust routers share their command line: they come from one code base."""
+
+    def arguments(port: int, upstream: int, place: Path) -> list[str]:
+        return [
+            *("-m", f"{module}.launch_router", "--host", "127.0.0.1", "--port", str(port)),
+            *("--worker-urls", f"http://127.0.0.1:{upstream}", "--policy", "round_robin"),
+            *("--log-level", "warn"),
+        ]
+
+    return arguments
+
+
+def _litellm(port: int, upstream: int, place: Path) -> list[str]:
+    file = place / "litellm.yaml"
+    file.write_text(
+        f"model_list:\n  - model_name: {answers.MODEL}\n    litellm_params:\n"
+        f"      model: openai/{answers.MODEL}\n      api_key: none\n"
+        f"      api_base: http://127.0.0.1:{upstream}/v1\n"
+    )
+    return ["--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
+
+
+PEERS = (
+    Peer("vllm-router", "python", _router("vllm_router")),
+    Peer("sglang-router", "python", _router("sglang_router")),
+    Peer("smg", "python", _router("smg")),
+    Peer("litellm", "litellm", _litellm, exact=False, slow=20),
+)
