@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bench import decide, pumping
+from bench import decide, latency, poll, pumping, streams, waiters
 from bench.processes import raise_file_limit
 
 
@@ -19,6 +19,10 @@ def parser() -> argparse.ArgumentParser:
     for name, run, add_options in (
         ("chunks", pumping.chunks, pumping.add_chunks),
         ("requests", pumping.requests, pumping.add_requests),
+        ("latency", latency.run, latency.add_options),
+        ("streams", streams.run, streams.add_options),
+        ("waiters", waiters.run, waiters.add_options),
+        ("poll", poll.run, poll.add_options),
         ("decide", decide.run, None),
     ):
         said = (run.__doc__ or "").strip()

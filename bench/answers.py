@@ -88,7 +88,7 @@ def fault(body: bytes, *, events: int | None, size: int = EVENT_SIZE, exact: boo
         return "" if body.count(b"And so on. ") == 30 else "the content is not whole"
     if not body.endswith(DONE) or body.count(DONE) != 1:
         return "no [DONE] at the end"
-    found = sum(f" {number:05}".encode() + b'"' in body for number in range(events))
+    found = sum(f'{number:05}"'.encode() in body for number in range(events))
     return "" if found == events else f"{found} events of {events}"
 
 

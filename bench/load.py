@@ -156,10 +156,12 @@ class Generator:
         events: int | None = None,
         size: int = answers.EVENT_SIZE,
         exact: bool = True,
+        rate: float = 0,
     ) -> dict[str, Any]:
         """`each` requests on every connection, back to back; a Tally.
 
-        What is not answered after `limit` seconds counts as wrong.
+        rate: connections that begin per second; 0: all at once. What is not answered after
+        `limit` seconds counts as wrong.
         """
         asked = Asked(
             answers.request(model, stream=events is not None), events=events, size=size, exact=exact
@@ -182,10 +184,14 @@ class Generator:
 
             caller.ask(asked, done)
 
-        for caller in self._callers:
-            begin(caller, each)
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limit):
+                began = loop.time()
+                for number, caller in enumerate(self._callers):
+                    begin(caller, each)
+                    if rate:
+                        await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
                 await ended.wait()
         except TimeoutError:
             missing = len(self._callers) * each - tally.whole - tally.wrong

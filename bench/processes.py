@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -110,6 +111,11 @@ class Companion:
         if not line:
             raise RuntimeError(f"{self._process.args!r} has ended")
         return json.loads(line)
+
+    def has_answered(self, within: float) -> bool:
+        """Whether `hear` would return at once, after waiting for `within` seconds at most."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], within)[0])
 
     def ask(self, command: object) -> Any:
         """Send a command and wait for its answer."""

@@ -16,11 +16,21 @@ FLOOR = "nginx"
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options of both."""
+    """The options of every verb that compares."""
     parser.add_argument("--rounds", type=int, default=5, help="over all subjects (default: 5)")
     parser.add_argument("--peers", type=Path, metavar="VENV", help="where the peers are installed")
+    parser.add_argument("--policy", help="of the Rust routers (default: their own)")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="measure these subjects only"
+    )
+
+
+def start_subjects(
+    processes: Processes, upstream: int, place: Path, args: argparse.Namespace
+) -> list[Subject]:
+    """The subjects that the common options ask for."""
+    return list(
+        start_all(processes, upstream, place, venv=args.peers, policy=args.policy, only=args.only)
     )
 
 
@@ -49,13 +59,14 @@ def chunks(args: argparse.Namespace) -> None:
     limit = 30 + 3 * args.each * args.chunks * args.pace
 
     def window(load: Companion, subject: Subject, *, warming: bool) -> int:
-        each = 1 if warming else args.each
+        each: int = 1 if warming else args.each
         tally = load.ask(
             {"do": "ask", "each": each, "events": args.chunks, "exact": subject.exact}
             | {"limit": limit}
         )
         whole(tally, subject)
-        return args.streams * each * args.chunks
+        units: int = args.streams * each * args.chunks
+        return units
 
     options = ("--events", args.chunks, "--pace", args.pace)
     targets = {"cortexd": "≤ 1.6 × nginx, below the Rust routers"}
@@ -73,7 +84,8 @@ def requests(args: argparse.Namespace) -> None:
         each = max(1, args.each // subject.slow // (4 if warming else 1))
         tally = load.ask({"do": "ask", "each": each, "limit": 120, "exact": subject.exact})
         whole(tally, subject)
-        return args.connections * each
+        units: int = args.connections * each
+        return units
 
     targets = {"cortexd": "≤ 6 × nginx, below sglang-router and smg"}
     _compare(args, "request", (), args.connections, window, targets)
@@ -102,9 +114,7 @@ def _compare(
     with tempfile.TemporaryDirectory(prefix="cortexd-bench-") as folder, Processes() as processes:
         [upstream] = start_upstream(processes, *options)
         load = Companion(processes, "bench.load")
-        subjects = list(
-            start_all(processes, upstream, Path(folder), venv=args.peers, only=args.only)
-        )
+        subjects = start_subjects(processes, upstream, Path(folder), args)
         for _ in range(args.rounds):
             for subject in subjects:
                 load.ask({"do": "open", "port": subject.port, "connections": connections})

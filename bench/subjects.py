@@ -7,12 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import answers, peers
 from bench.processes import Companion, Processes, free_port, wait_answering
-
-Start = Callable[[Processes, int, int, Path], list[str]]
 
 
 @dataclass(frozen=True)
@@ -92,30 +91,38 @@ def start_naive(processes: Processes, upstream: int, place: Path) -> Subject:
     return _started(processes, "naive aiohttp", command, port, place)
 
 
-def start_cortexd(
-    processes: Processes, upstreams: Sequence[int], place: Path, name: str = "cortexd"
-) -> Subject:
+def start_cortexd(processes: Processes, upstreams: Sequence[int], place: Path) -> Subject:
     """The real gateway, as it is by default: access log, metrics, all of it."""
     port, file = free_port(), place / "cortex.toml"
     file.write_text(cortexd_config(port, upstreams))
     command = [sys.executable, "-m", "cortexd", "serve", "--config", str(file)]
-    return _started(processes, name, command, port, place)
+    return _started(processes, "cortexd", command, port, place)
 
 
 def start_all(
-    processes: Processes, upstream: int, place: Path, *, venv: Path | None, only: Sequence[str] = ()
+    processes: Processes,
+    upstream: int,
+    place: Path,
+    *,
+    venv: Path | None,
+    policy: str | None,
+    only: Sequence[str],
 ) -> Iterator[Subject]:
     """Every subject there is, one after the other; a note on stdout for one that can't start.
 
-    venv: where the peers are installed; None: without them. only: the names that are wanted.
+    venv: where the peers are installed; None: without them. policy: of the Rust routers; None:
+    their own default. only: how the names begin that are wanted; all when empty.
     """
     starts: dict[str, Callable[[], Subject]] = {
         "nginx": lambda: start_nginx(processes, upstream, place),
         "naive aiohttp": lambda: start_naive(processes, upstream, place),
         "cortexd": lambda: start_cortexd(processes, [upstream], place),
     }
-    for peer in peers.PEERS if venv else ():
-        starts[peer.name] = lambda peer=peer: _start_peer(processes, peer, upstream, place, venv)
+    if venv is not None:
+        for peer in peers.PEERS:
+            starts[peer.name] = partial(
+                _start_peer, processes, upstream, place, peer, venv=venv, policy=policy
+            )
     for name, start in starts.items():
         if only and not any(name.startswith(wanted) for wanted in only):
             continue
@@ -126,13 +133,21 @@ def start_all(
 
 
 def _start_peer(
-    processes: Processes, peer: peers.Peer, upstream: int, place: Path, venv: Path
+    processes: Processes,
+    upstream: int,
+    place: Path,
+    peer: peers.Peer,
+    *,
+    venv: Path,
+    policy: str | None,
 ) -> Subject:
     program = venv / "bin" / peer.program
     if not program.exists():
         raise FileNotFoundError(f"there is no {program}")
     port = free_port()
     command = [str(program), *peer.arguments(port, upstream, place)]
+    if policy and peer.is_router:
+        command += ["--policy", policy]
     return _started(processes, peer.name, command, port, place, exact=peer.exact, slow=peer.slow)
 
 

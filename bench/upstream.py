@@ -85,6 +85,7 @@ class Upstream:
         )
         self.plain = _json(answers.plain())
         self.started = time.monotonic()
+        self.polls = 0
         self.loads = 0
         self.streams = 0  # under way
         self.loaded_at: float | None = None
@@ -101,6 +102,7 @@ class Upstream:
             case "/health":
                 found = {"uptime_secs": time.monotonic() - self.started}
             case "/models":
+                self.polls += 1
                 found = models
             case "/v1/models":
                 listed = [
@@ -110,6 +112,7 @@ class Upstream:
                 found = {"object": "list", "data": listed}
             case "/bench":
                 found = {
+                    "polls": self.polls,
                     "loads": self.loads,
                     "loaded_at": self.loaded_at,
                     "streams": self.streams,
@@ -137,7 +140,10 @@ class Conversation(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:  # some peers try HTTP/2 first
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
