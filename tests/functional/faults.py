@@ -13,6 +13,7 @@ import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,14 +36,17 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Drip:
-    """Bytes in pieces of that size, each of which the other side sees by itself."""
+    """Bytes in pieces of these sizes, in turn, each of which the other side sees by itself."""
 
     data: bytes
-    piece: int = 1
+    sizes: Sequence[int] = (1,)
 
     async def run(self, peer: Peer) -> None:
-        for at in range(0, len(self.data), self.piece):
-            await peer.send(self.data[at : at + self.piece])
+        at, sizes = 0, cycle(self.sizes)
+        while at < len(self.data):
+            size = next(sizes)
+            await peer.send(self.data[at : at + size])
+            at += size
             for _ in range(3):  # the other side is on this very loop: it has its turn
                 await asyncio.sleep(0)
 
@@ -235,7 +239,7 @@ class Peer(asyncio.Protocol):
                 await self.wait_received(1)
                 if not self._unread:
                     return
-            script = self._origin.next_script()
+            script = self._origin.next_script(self)
             if script and not isinstance(script[0], Read):
                 request = await self._request()
                 if request is None:
@@ -285,14 +289,14 @@ class Peer(asyncio.Protocol):
 class Origin:
     """A server that answers each request with the next of its scripts, the last one for ever.
 
-    A callable is asked for the script of each request. `send_buffer` and `receive_buffer` are the
-    kernel's, in bytes.
+    `answer` is asked instead, when given, as soon as the first byte of a request has come.
+    `send_buffer` and `receive_buffer` are the kernel's, in bytes.
     """
 
     def __init__(
         self,
         *scripts: Script,
-        answer: Callable[[], Script] | None = None,
+        answer: Callable[[Peer], Script] | None = None,
         send_buffer: int | None = None,
         receive_buffer: int | None = None,
     ) -> None:
@@ -312,9 +316,9 @@ class Origin:
         """Whether the next script begins before a request does."""
         return self._answer is None and self._scripts[0][:1] == (Read(0),)
 
-    def next_script(self) -> Script:
+    def next_script(self, peer: Peer) -> Script:
         if self._answer is not None:
-            return self._answer()
+            return self._answer(peer)
         return self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
 
     async def wait_asked(self) -> Peer:

@@ -17,7 +17,9 @@ from tests.proxy.stage import (
     ANSWER,
     ASKED,
     ASKED_STREAM,
+    CHAT,
     CHUNKED,
+    DEATHS,
     EVENTS,
     JSON,
     LAST_CHUNK,
@@ -26,7 +28,7 @@ from tests.proxy.stage import (
     SSE_HEAD,
     STREAM,
     chunks,
-    events_of,
+    died_in_words,
     head,
     sized,
     staged,
@@ -260,50 +262,6 @@ async def test_a_space_before_a_colon_is_taken_out_or_refused() -> None:
     async with staged([Send(head(OK, JSON, "Content-Length : 5") + b"hello"), Close()]) as stage:
         heard = await stage.ask()
         assert (heard.status, heard.body) == (200, b"hello") or is_refusal(heard)
-
-
-CHAT = "/v1/chat/completions"
-
-# How each dialect says that a stream died: path → the last event that the client sees.
-DEATHS = {
-    CHAT: None,
-    "/v1/completions": None,
-    "/v1/messages": "error",
-    "/v1/responses": "response.failed",
-}
-
-
-def died_in_words(heard: Heard, path: str, before: bytes) -> bool:
-    """Whether a stream ended with `before`, then its dialect's error event, then the connection."""
-    assert heard.status == 200
-    assert heard.body.startswith(before)
-    assert not heard.complete
-    assert heard.ended == "eof", "a reset could take the event along"
-    assert not heard.raw.endswith(LAST_CHUNK)
-    told = heard.body[len(before) :]
-    assert told.endswith(b"\n\n")
-    if not before.endswith(b"\n\n"):
-        assert told.startswith(b"\n\n") or before.endswith(b"\n"), "the cut event ends before ours"
-    assert b"[DONE]" not in told
-    assert b"message_stop" not in told
-    assert b"response.completed" not in told
-    ((name, data),) = events_of(told)
-    assert events_of(heard.body)[-1] == (name, data), "it stands by itself"
-    assert name == DEATHS[path]
-    if path == "/v1/messages":
-        assert data["type"] == "error"
-        assert data["error"]["type"] == "api_error"
-        assert data["error"]["message"]
-    elif path == "/v1/responses":
-        assert data["type"] == "response.failed"
-        assert data["response"]["status"] == "failed"
-        assert data["response"]["error"]["message"]
-    else:
-        assert told.startswith(b"\n"), "a blank line"
-        assert data["error"]["code"] == "upstream_interrupted"
-        assert data["error"]["type"] == "api_error"
-        assert data["error"]["message"]
-    return True
 
 
 @pytest.mark.parametrize("end", [Close(), Reset()], ids=["fin", "rst"])
