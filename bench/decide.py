@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 
 from cortexd.config.catalogue import Profile
@@ -50,8 +51,8 @@ def microseconds(snapshot: Snapshot, query: Query, expected: type) -> float:
     return best / CALLS * 1e6
 
 
-def main() -> None:
-    """Print the table."""
+def run(args: argparse.Namespace) -> None:
+    """What a routing decision costs, over the sizes of the fleet."""
     print("decide: µs per decision (best of rounds; target: 5, and equal over the sizes)")
     print(f"{'fleet':>16} {'replicas':>9} {'loaded':>8} {'not found':>10}")
     for nodes, models in ((1, 1), (4, 20), (100, 20), (1000, 20)):
