@@ -116,10 +116,10 @@ class Dispatcher:
         )
 
     def other(self, query: Query) -> Replica | None:
-        """Where a request would be served at once if it were routed like that; claims nothing."""
+        """Where a request would be sent at once if it were routed like that; claims nothing."""
         registry = self._registry
         decision = decide(query, registry.snapshot, registry.ledger, time.monotonic())
-        return decision.replica if isinstance(decision, Serve) else None
+        return decision.replica if isinstance(decision, Serve | Lazy) else None
 
     def in_flight(self, replica: Replica) -> int:
         """How many requests of ours are there."""

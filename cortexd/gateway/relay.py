@@ -162,7 +162,7 @@ def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
 
 def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     model, node = route.replica.model, route.node
-    if fault.what == "timeout":
+    if fault.what in ("timeout", "unreachable"):
         return Refusal(
             errors.UPSTREAM_TIMEOUT,
             f"The node {node} did not begin to answer for {model!r} in time: {fault}. Try again.",

@@ -51,10 +51,11 @@ class Attempts:
             return False
         self._left -= 1
         match fault.what:
-            case "refused":  # it never saw the request; it may have moved
-                if await self._dispatcher.endpoint_moved(route) is None:
-                    self._tried.add(route.node)
-                return True
+            case "refused" | "unreachable":  # it never saw the request; it may have moved
+                if await self._dispatcher.endpoint_moved(route) is not None:
+                    return True
+                self._tried.add(route.node)
+                return self._dispatcher.other(self.query) is not None
             case "unsent":
                 self.is_fresh = True
                 return True

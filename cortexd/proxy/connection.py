@@ -23,6 +23,7 @@ MAX_HEAD: Final = 64 * 1024  # bytes; httptools has no limit, and feeding it an 
 MAX_INFORMATIONAL: Final = 8  # 1xx heads before the real one
 _READ: Final = 64 * 1024  # bytes at a time; a plain Protocol on uvloop reads four times as much
 _JOINED: Final = 64 * 1024  # bytes of a body up to which copying is cheaper than a second write
+_H: Final = ord("H")
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _BODILESS: Final = frozenset({204, 304})  # RFC 9110, section 6.4.1
 
@@ -40,16 +41,16 @@ class Head(NamedTuple):
     is_event_stream: bool
 
 
-What = Literal["refused", "unsent", "reset", "invalid", "declined", "timeout"]
+What = Literal["refused", "unreachable", "unsent", "reset", "invalid", "declined", "timeout"]
 
 
 class UpstreamFault(Exception):
     """No answer, or only a part of one.
 
-    what: `refused`, no connection was made; `unsent`, one from the pool was closed before the
-        request was written: the upstream has not seen the request. `reset`, the connection ended
-        after that; `invalid`, what came is no HTTP answer; `declined`, the answer was not wanted;
-        `timeout`.
+    what: `refused`, no connection was made; `unreachable`, not in time; `unsent`, one from the
+        pool was closed before the request was written: the upstream has not seen the request.
+        `reset`, the connection ended before a byte of an answer; `invalid`, what came is no whole
+        HTTP answer; `declined`, the answer was not wanted; `timeout`, it did not come.
     is_reused: the connection had carried another exchange before.
     after: seconds since the request was sent.
     """
@@ -69,8 +70,11 @@ class Receiver(Protocol):
         """Called with each piece of the body, as it comes."""
 
     @property
-    def flush(self) -> Callable[[], None]:
-        """Called when everything that one read brought has been told."""
+    def flush(self) -> Callable[[], bool]:
+        """Called when all that one read brought has been told; whether any of it was body."""
+
+    def begun(self) -> None:
+        """A part of the head is there."""
 
     def head(self, head: Head) -> None:
         """The head is there. Raises UpstreamFault to stop here; `failed` is then called."""
@@ -176,6 +180,9 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
             self._home.lost(self)
             return
+        if not answer.head_size and _buffer[0] != _H:  # the parser reads RTSP and ICY, too
+            self._fail(UpstreamFault("invalid", "its answer is not HTTP"))
+            return
         try:
             answer.parser.feed_data(_buffer[:size])
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -186,12 +193,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         if answer.is_complete:
             self._finish(answer)
-        elif answer.has_head:
-            answer.flush()
-        else:
+        elif not answer.has_head or not answer.flush():
+            # A head, or trailers or the like: nothing of these may grow for ever.
             answer.head_size += size
             if answer.head_size > MAX_HEAD:
                 self._fail(UpstreamFault("invalid", "its head is too large"))
+            elif not answer.has_head:
+                answer.receiver.begun()
 
     def eof_received(self) -> None:
         """The upstream sends no more."""
@@ -221,10 +229,10 @@ class Connection(asyncio.BufferedProtocol):
             answer.receiver.end()
         else:
             is_reused = self.uses > 1
-            unsent = is_reused and self._is_stuck and not answer.has_head
+            what: What = "unsent" if is_reused and self._is_stuck else "reset"
             words = (exc and exc.args and str(exc.args[-1])) or "it closed the connection"
             answer.receiver.failed(
-                UpstreamFault("unsent" if unsent else "reset", words, is_reused=is_reused)
+                UpstreamFault("invalid" if answer.head_size else what, words, is_reused=is_reused)
             )
         answer.release()
 
@@ -283,14 +291,15 @@ class _Answer:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field; those after the body (trailers) are dropped."""
+        self.head_size += len(name) + len(value)
         if not self.has_head:
-            self.head_size += len(name) + len(value)
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Check what the parser does not, and tell."""
         status = self.parser.get_status_code()
-        if self.parser.get_http_version() not in _VERSIONS or not 100 <= status <= 599:
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS or not 100 <= status <= 599:
             raise UpstreamFault("invalid", "it does not speak HTTP/1.1")
         if self.head_size > MAX_HEAD:
             raise UpstreamFault("invalid", "its head is too large")
@@ -301,6 +310,8 @@ class _Answer:
             self._fields, self._reason = [], b""
             return
         length, is_chunked, is_event_stream = _framing(self._fields)
+        if is_chunked and version == "1.0":
+            raise UpstreamFault("invalid", "it sends chunks with HTTP/1.0")
         if status in _BODILESS:
             length = 0
         self.is_until_close = length is None and not is_chunked

@@ -21,6 +21,7 @@ from cortexd.proxy.pool import Origin, Pool, parse_base
 from cortexd.proxy.splice import Splice
 from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
+from cortexd.wire.sse import UsageRemover
 
 
 def _never(status: int) -> bool:
@@ -42,6 +43,7 @@ class Call(msgspec.Struct, frozen=True):
     is_fresh: on a new connection, whatever the pool has.
     declines: asked with the status of the answer: True gives it up while nothing is passed on.
     last_words: what to say at the end of an event stream that broke off.
+    remover: takes the usage that the client did not ask for out of an event stream again.
     """
 
     base: str
@@ -55,6 +57,7 @@ class Call(msgspec.Struct, frozen=True):
     is_fresh: bool = False
     declines: Callable[[int], bool] = _never
     last_words: Callable[[UpstreamFault], bytes] = _no_words
+    remover: UsageRemover | None = None
 
 
 class Carried(msgspec.Struct, frozen=True):
@@ -127,13 +130,18 @@ class _Flight:
         self._limit = call.first_byte_timeout
         self._is_passed_on = False  # something of the answer
         self._fault: UpstreamFault | None = None
-        self.body, self.flush = splice.write, splice.flush
+        self.body = splice.write if call.remover is None else self._write_rest_of
+        self.flush = splice.flush
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
         splice.on_pause, splice.on_resume = connection.pause, connection.resume
         splice.on_gone = self._abandon
 
     # What the upstream's connection calls.
+
+    def begun(self) -> None:
+        """Who has begun to answer goes on soon."""
+        self._since, self._limit = self._loop.time(), self._call.idle_timeout
 
     def head(self, head: Head) -> None:
         """Pass the head on, unless it is not wanted."""
@@ -144,19 +152,25 @@ class _Flight:
             # The gateway has begun an event stream: no other answer fits in there.
             raise UpstreamFault("declined", f"it answered {head.status}")
         self._is_passed_on = True
+        # Some engines send their head before they have read the prompt.
+        self._since = self._loop.time()
+        self._limit = call.first_byte_timeout or call.idle_timeout
         if splice.is_open:
             return
         splice.start(
             head.status,
             head.reason,
             client_lines(head.fields, is_event_stream=head.is_event_stream) + call.answer_lines,
-            head.length,
+            # An event may have to be added: a length would leave no room for it.
+            None if head.is_event_stream else head.length,
             is_sse=head.is_event_stream,
         )
 
     def end(self) -> None:
         """The answer is whole."""
         self._connection = None
+        if self._call.remover is not None and (rest := self._call.remover.rest()):
+            self._splice.write(rest)
         self._splice.end()
         self._land()
 
@@ -187,13 +201,20 @@ class _Flight:
 
     def carried(self) -> Carried:
         """The outcome. Raises UpstreamFault when nothing was passed on."""
-        splice, fault = self._splice, self._fault
+        splice, fault, remover = self._splice, self._fault, self._call.remover
         if fault is not None and not self._is_passed_on:
             raise fault
+        tail = splice.tail if remover is None else splice.tail + remover.taken
         found = usage.from_stream if splice.is_event_stream else usage.from_body
-        return Carried(
-            splice.status, splice.first_at, found(splice.tail, splice.first), fault is not None
-        )
+        return Carried(splice.status, splice.first_at, found(tail, splice.first), fault is not None)
+
+    def _write_rest_of(self, data: bytes) -> None:
+        """Pass on a piece of the body without the usage in it."""
+        splice, remover = self._splice, self._call.remover
+        if remover is None or not splice.is_event_stream:
+            splice.write(data)
+        elif left := remover.feed(data):
+            splice.write(left)
 
     def _abandon(self) -> None:
         """The client is gone, and with it the reason to go on."""

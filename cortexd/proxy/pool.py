@@ -75,7 +75,7 @@ class Pool:
         return None
 
     async def connect(self, origin: Origin, timeout: float) -> Connection:
-        """A new connection. Raises UpstreamFault (refused)."""
+        """A new connection. Raises UpstreamFault (refused, unreachable)."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
@@ -86,7 +86,7 @@ class Pool:
                     ssl=await self._context() if origin.is_tls else None,
                 )
         except TimeoutError as error:
-            raise UpstreamFault("refused", f"no connection within {timeout:g} s") from error
+            raise UpstreamFault("unreachable", f"no connection within {timeout:g} s") from error
         except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UpstreamFault("refused", f"can't connect to {origin.netloc}: {words}") from error

@@ -8,6 +8,8 @@ are written. Knows how to pause its source, not whose it is.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -102,8 +104,9 @@ class Splice:
     def start(
         self, status: int, reason: bytes, lines: bytes, length: int | None, *, is_sse: bool
     ) -> None:
-        """The head; it goes out with the next `flush`. `lines` are its fields but for those about length and connection.
+        """The head; it goes out with the next `flush`.
 
+        lines: its fields but for those about length and connection.
         length: of the body; None: its end is told by chunks, or by the connection's.
         """
         self.is_open, self.status, self.is_event_stream = True, status, is_sse
@@ -140,16 +143,19 @@ class Splice:
         else:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
 
-    def flush(self) -> None:
-        """Send what was written: each time is a system call, however much it is."""
+    def flush(self) -> bool:
+        """Send what was written, if anything: a system call each time, however much it is."""
         out = self._out
-        if not out or self.is_gone:
-            return
+        if not out:
+            return False
         self._out = []
-        if len(out) == 1:
+        if self.is_gone:
+            pass
+        elif len(out) == 1:
             self._transport.write(out[0])
         else:
             self._transport.writelines(out)
+        return True
 
     def end(self) -> None:
         """The answer is whole."""
@@ -175,6 +181,9 @@ class Splice:
         """What the handler returns, at once: the server then closes what must be closed."""
         # Not before: the server takes a lost connection for a client that left.
         if self._must_abort and not self.is_gone:
+            # With a reset: where only the connection's end tells, a plain one would be a lie.
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
         return Response(self.status, may_go_on=not self._must_close)
 

@@ -71,8 +71,9 @@ def from_body(tail: bytes, head: bytes = b"") -> Usage | None:
     if not head:  # then it is whole
         with suppress(msgspec.DecodeError, RecursionError):
             answer = _decode_answer(tail)
-            found = answer.usage and _usage(answer.usage)
-            return found or (answer.timings and _usage(answer.timings))
+            if answer.usage and (found := _usage(answer.usage)):
+                return found
+            return _usage(answer.timings) if answer.timings else None
     return _last_in(tail) or (_last_in(head) if head else None)
 
 

@@ -1,0 +1,64 @@
+"""Server-sent events, as far as the gateway takes any out of a stream."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+# An event in pieces is held back until it is whole; one of this many bytes is passed on as it is.
+MAX_EVENT: Final = 64 * 1024
+
+_BOUNDARY: Final = re.compile(rb"\r?\n\r?\n")
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[Any]
+    usage: dict[str, Any] | None = None
+
+
+_decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+
+
+class UsageRemover:
+    """Takes out the event that carries nothing but usage, which the client did not ask for.
+
+    taken: that event, once it has come.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.taken = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What of the stream may go on after these bytes came."""
+        text = self._rest + data
+        done = []
+        at = 0
+        for boundary in _BOUNDARY.finditer(text):
+            event = text[at : boundary.end()]
+            at = boundary.end()
+            if _is_usage_alone(event):
+                self.taken = event
+            else:
+                done.append(event)
+        self._rest = text[at:]
+        if len(self._rest) > MAX_EVENT:
+            done.append(self.rest())
+        return b"".join(done)
+
+    def rest(self) -> bytes:
+        """What was held back; the stream is over."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+
+def _is_usage_alone(event: bytes) -> bool:
+    if not event.startswith(b"data:") or b'"usage"' not in event:
+        return False
+    with suppress(msgspec.DecodeError, RecursionError):
+        chunk = _decode_chunk(event[5:])
+        return not chunk.choices and chunk.usage is not None
+    return False
