@@ -230,10 +230,10 @@ class Connection(asyncio.BufferedProtocol):
         else:
             is_reused = self.uses > 1
             what: What = "unsent" if is_reused and self._is_stuck else "reset"
+            if answer.has_head or answer.head_size:
+                what = "invalid"
             words = (exc and exc.args and str(exc.args[-1])) or "it closed the connection"
-            answer.receiver.failed(
-                UpstreamFault("invalid" if answer.head_size else what, words, is_reused=is_reused)
-            )
+            answer.receiver.failed(UpstreamFault(what, words, is_reused=is_reused))
         answer.release()
 
     def _fail(self, fault: UpstreamFault) -> None:

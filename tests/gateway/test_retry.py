@@ -1,0 +1,116 @@
+"""The policy alone: what may follow a fault, table by table."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from cortexd.control.dispatch import Dispatcher, RouteDecision
+from cortexd.control.registry import Lease
+from cortexd.fleet.routing import Query
+from cortexd.fleet.snapshot import Ledger, Replica
+from cortexd.gateway.retry import RESEND_WITHIN, Attempts
+from cortexd.proxy.connection import UpstreamFault, What
+
+
+class Routes:
+    """A dispatcher that knows these nodes, `load` requests on each, and one that has moved."""
+
+    def __init__(self, *nodes: str, moved: bool = False, **load: int) -> None:
+        self.nodes = nodes
+        self.moved = moved
+        self.load = load
+
+    def other(self, query: Query) -> Replica | None:
+        left = [Replica(node, "m", "loaded") for node in self.nodes if node not in query.tried]
+        return left[0] if left else None
+
+    def in_flight(self, replica: Replica) -> int:
+        return self.load.get(replica.node, 0)
+
+    async def endpoint_moved(self, route: RouteDecision) -> str | None:
+        return "http://elsewhere" if self.moved else None
+
+
+A = RouteDecision(Replica("a", "m", "loaded"), "http://a", "loaded", Lease(Ledger(), "a", "m"))
+
+
+def attempts(*nodes: str, retries: int = 2, **options: Any) -> Attempts:
+    return Attempts(cast(Dispatcher, Routes("a", *nodes, **options)), "m", retries)
+
+
+def fault(what: What, *, after: float = 0.0, reused: bool = False) -> UpstreamFault:
+    found = UpstreamFault(what, "x", is_reused=reused)
+    found.after = after
+    return found
+
+
+@pytest.mark.parametrize(
+    ("what", "nodes", "expected"),
+    [
+        ("refused", ["b"], ({"a"}, False)),
+        ("refused", [], None),
+        ("unreachable", ["b"], ({"a"}, False)),
+        ("unreachable", [], None),
+        ("unsent", [], (set(), True)),
+        ("declined", ["b"], ({"a"}, False)),
+        ("reset", ["b"], ({"a"}, False)),
+        ("reset", [], (set(), True)),
+        ("invalid", ["b"], None),
+        ("timeout", ["b"], None),
+    ],
+)
+async def test_what_follows_a_fault(
+    what: What, nodes: list[str], expected: tuple[set[str], bool] | None
+) -> None:
+    tries = attempts(*nodes)
+    assert await tries.has_next(fault(what), A) == (expected is not None)
+    if expected is not None:
+        assert (tries.query.tried, tries.is_fresh) == expected
+
+
+async def test_an_endpoint_that_has_moved_is_a_new_attempt_on_the_same_replica() -> None:
+    tries = attempts("b", moved=True)
+    assert await tries.has_next(fault("refused"), A)
+    assert not tries.query.tried
+
+
+async def test_a_reset_is_tried_again_once_and_soon_only() -> None:
+    tries = attempts("b", "c")
+    assert await tries.has_next(fault("reset"), A)
+    assert not await tries.has_next(fault("reset"), A)
+    assert not await attempts("b").has_next(fault("reset", after=RESEND_WITHIN + 0.1), A)
+
+
+async def test_a_stale_connection_is_replaced_by_a_fresh_one_to_the_same_replica() -> None:
+    tries = attempts("b")
+    assert await tries.has_next(fault("reset", reused=True), A)
+    assert (tries.query.tried, tries.is_fresh) == (set(), True)
+
+
+async def test_no_more_attempts_than_retries() -> None:
+    tries = attempts(retries=1)
+    assert await tries.has_next(fault("unsent"), A)
+    assert not await tries.has_next(fault("unsent"), A)
+
+
+@pytest.mark.parametrize(
+    ("status", "nodes", "load", "expected"),
+    [
+        (503, ["b"], {"a": 1}, True),
+        (429, ["b"], {"a": 3, "b": 2}, True),
+        (429, ["b"], {"a": 1, "b": 1}, False),
+        (503, [], {"a": 1}, False),
+        (500, ["b"], {"a": 1}, False),
+        (200, ["b"], {"a": 1}, False),
+    ],
+)
+def test_back_pressure_is_passed_over_for_a_replica_that_is_no_busier(
+    status: int, nodes: list[str], load: dict[str, int], expected: bool
+) -> None:
+    assert attempts(*nodes, **load).declines(A, status) is expected
+
+
+def test_the_last_attempt_takes_what_it_gets() -> None:
+    assert not attempts("b", retries=0, a=1).declines(A, 503)

@@ -1,0 +1,156 @@
+"""The connection alone, in front of an origin: what it tells its receiver, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cortexd.proxy.connection import Connection, Head, UpstreamFault
+from cortexd.proxy.pool import Pool, parse_base
+from cortexd.proxy.sweeper import Sweeper
+from tests.functional.faults import Close, Origin, Read, Reset, Script, Send, Stall
+from tests.gateway.fleet import until
+
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\n\r\nhello"
+
+
+class Told:
+    """Records what it is told; `refuses` raises that at the head."""
+
+    def __init__(self, refuses: UpstreamFault | None = None) -> None:
+        self.events: list[object] = []
+        self.over = asyncio.Event()
+        self.refuses = refuses
+
+    def begun(self) -> None:
+        self.events.append("begun")
+
+    def head(self, head: Head) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.events.append(head)
+
+    def body(self, data: bytes) -> None:
+        self.events.append(data)
+
+    def flush(self) -> bool:
+        return True
+
+    def end(self) -> None:
+        self.events.append("end")
+        self.over.set()
+
+    def failed(self, fault: UpstreamFault) -> None:
+        self.events.append(fault.what)
+        self.over.set()
+
+
+async def told(*scripts: Script, receiver: Told | None = None) -> tuple[list[object], Connection]:
+    """What a receiver hears of one exchange, and the connection after it."""
+    origin, sweeper = Origin(*scripts), Sweeper()
+    pool, receiver = Pool(sweeper), receiver or Told()
+    async with origin.running():
+        connection = await pool.connect(parse_base(origin.url)[0], 5)
+        connection.send(REQUEST, b"{}", receiver)
+        async with asyncio.timeout(10):
+            await receiver.over.wait()
+        was_open = connection.is_open
+        pool.close()
+        sweeper.close()
+        connection.close()
+        await until(lambda: all(peer.gone.is_set() for peer in origin.peers))
+        connection.is_open = was_open
+    return receiver.events, connection
+
+
+async def test_head_body_end_in_this_order_and_the_connection_may_go_on() -> None:
+    events, connection = await told([Send(SIZED)], [Stall()])
+    fields = [(b"Content-Length", b"5"), (b"X-A", b"1")]
+    assert events == [Head(200, b"OK", fields, 5, False), b"hello", "end"]
+    assert connection.is_open
+
+
+async def test_informational_heads_are_not_the_answer() -> None:
+    events, connection = await told([Send(b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n" * 8 + SIZED)])
+    head = events[0]
+    assert isinstance(head, Head)
+    assert (head.status, events[1:]) == (200, [b"hello", "end"])
+    assert connection.is_open
+
+
+async def test_trailers_are_dropped() -> None:
+    answer = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-B: 2\r\n\r\n"
+    )
+    events, _ = await told([Send(answer)])
+    assert events[1:] == [b"hello", "end"]
+    assert b"X-B" not in repr(events).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        SIZED + b"HTTP/1.1 200 OK\r\n\r\n",
+        SIZED.replace(b"1.1", b"1.0"),
+        SIZED.replace(b"X-A: 1", b"Connection: close"),
+    ],
+)
+async def test_a_connection_that_may_not_go_on_is_closed_after_the_answer(answer: bytes) -> None:
+    events, connection = await told([Send(answer), Stall()])
+    assert events[-2:] == [b"hello", "end"]
+    assert not connection.is_open
+
+
+async def test_a_body_without_a_length_ends_with_the_connection() -> None:
+    events, connection = await told([Send(b"HTTP/1.1 200 OK\r\n\r\nhello"), Close()])
+    assert events[-2:] == [b"hello", "end"]
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ([Close()], ["reset"]),
+        ([Reset()], ["reset"]),
+        ([Read(0), Close()], ["reset"]),
+        ([Send(b"HTTP/1.1 2"), Close()], ["begun", "invalid"]),
+        ([Send(b"HTTP/1.1 200 OK\r\n\r\nhel"), Reset()], ["hel", "invalid"]),
+        ([Send(SIZED[:-1]), Close()], ["hell", "invalid"]),
+        ([Send(b"RTSP/1.0 200 OK\r\n\r\n"), Stall()], ["invalid"]),
+        ([Send(b"nonsense"), Stall()], ["invalid"]),
+    ],
+)
+async def test_an_answer_that_is_not_whole_is_a_fault_that_says_how_far_it_came(
+    script: Script, expected: list[str]
+) -> None:
+    events, connection = await told(script)
+    words = [each.decode() if isinstance(each, bytes) else each for each in events]
+    assert [word for word in words if isinstance(word, str)] == expected
+    assert not connection.is_open
+
+
+async def test_a_receiver_that_does_not_want_the_answer_stops_it_at_its_head() -> None:
+    receiver = Told(refuses=UpstreamFault("declined", "no"))
+    events, connection = await told([Send(SIZED), Stall()], receiver=receiver)
+    assert events == ["declined"]
+    assert not connection.is_open
+
+
+async def test_no_parser_outlives_its_answer() -> None:
+    origin, sweeper = Origin([Send(SIZED)]), Sweeper()
+    pool = Pool(sweeper)
+    async with origin.running():
+        connection = await pool.connect(parse_base(origin.url)[0], 5)
+        for _ in range(3):
+            receiver = Told()
+            connection.send(REQUEST, b"{}", receiver)
+            async with asyncio.timeout(10):
+                await receiver.over.wait()
+            assert receiver.events[-2:] == [b"hello", "end"]
+            assert pool.take(connection.origin) is connection  # type: ignore[arg-type]
+        assert connection.uses == 3
+        connection.close()
+        sweeper.close()
+        await until(lambda: all(peer.gone.is_set() for peer in origin.peers))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from cortexd.proxy.headers import client_lines, lines, upstream_lines
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Connection",
+        "Keep-Alive",
+        "TE",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Proxy-Authorization",
+        "Authorization",
+        "X-API-Key",
+        "Cookie",
+        "Host",
+        "Content-Length",
+        "Expect",
+        "Accept-Encoding",
+        "X-Cortex-Anything",
+        "X-Request-Id",
+    ],
+)
+def test_what_is_the_gateways_business_does_not_go_upstream(name: str) -> None:
+    fields = [(name.encode(), b"close"), (b"Content-Type", b"application/json")]
+    assert upstream_lines(fields) == b"Content-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["Set-Cookie", "Server", "Date", "X-Cortex-Node", "X-Request-Id", "Request-Id", "TE"]
+)
+def test_what_an_upstream_says_of_itself_does_not_reach_the_client(name: str) -> None:
+    fields = [(name.encode(), b"x"), (b"Retry-After", b"3")]
+    assert client_lines(fields, is_event_stream=False) == b"Retry-After: 3\r\n"
+
+
+def test_what_connection_names_is_dropped_wherever_it_stands() -> None:
+    fields = [
+        (b"X-One", b"1"),
+        (b"Connection", b"keep-alive, X-One"),
+        (b"x-two", b"2"),
+        (b"connection", b"X-TWO"),
+        (b"X-Three", b"3"),
+    ]
+    assert upstream_lines(fields) == b"X-Three: 3\r\n"
+
+
+def test_spelling_order_and_repetition_survive() -> None:
+    fields = [(b"aCCept", b"a"), (b"X-A", b"1"), (b"x-a", b"\xe9"), (b"X-Empty", b"")]
+    assert upstream_lines(fields) == b"aCCept: a\r\nX-A: 1\r\nx-a: \xe9\r\nX-Empty: \r\n"
+
+
+def test_an_event_stream_says_once_that_nobody_may_buffer_it() -> None:
+    fields = [(b"cache-control", b"public"), (b"X-Accel-Buffering", b"yes"), (b"X-A", b"1")]
+    assert client_lines(fields, is_event_stream=True) == (
+        b"X-A: 1\r\nCache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+    )
+
+
+def test_what_no_header_can_hold_is_percent_encoded() -> None:
+    assert lines({"x-a": "Qwen/Qwen3-8B: ok", "x-b": "a\r\nEvil: 1\u202e"}) == (
+        b"x-a: Qwen/Qwen3-8B: ok\r\nx-b: a%0D%0AEvil: 1%E2%80%AE\r\n"
+    )
