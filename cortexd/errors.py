@@ -48,6 +48,7 @@ ENDPOINT_RESOLVE_FAILED = Kind("endpoint_resolve_failed", 502, 2)
 ENDPOINT_REFUSED = Kind("endpoint_refused", 502)
 UPSTREAM_FAILED = Kind("upstream_failed", 502, 1)
 UPSTREAM_TIMEOUT = Kind("upstream_timeout", 504, 1)
+OVERLOADED = Kind("overloaded", 503, 1)
 
 # Our own limits and mistakes.
 SHUTTING_DOWN = Kind("shutting_down", 503, 1)

@@ -7,12 +7,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
 
 from cortexd import __version__, errors
 from cortexd.config.address import parse_listen
@@ -49,6 +47,11 @@ INFERENCE_PATHS = (
     "/rerank",
     "/v1/score",
     "/v1/moderations",
+    "/v1/audio/speech",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/images/generations",
+    "/v1/images/edits",
     "/tokenize",
     "/detokenize",
 )
@@ -135,7 +138,6 @@ class Gateway:
     ) -> tuple[str, int]:
         server = web.Server(
             handler,
-            request_factory=self._make_request,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -147,24 +149,6 @@ class Gateway:
         await web.TCPSite(runner, host or None, port, backlog=1024).start()
         bound = runner.addresses[0]
         return bound[0], bound[1]
-
-    def _make_request(
-        self,
-        message: RawRequestMessage,
-        payload: aiohttp.StreamReader,
-        protocol: Any,
-        writer: Any,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        return web.BaseRequest(
-            message,
-            payload,
-            protocol,
-            writer,
-            task,
-            asyncio.get_running_loop(),
-            client_max_size=self._config.gateway.max_body,
-        )
 
     def _add_routes(self) -> None:
         for path in INFERENCE_PATHS:

@@ -16,7 +16,8 @@ from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.routing import Query
-from cortexd.gateway.intake import parse_view, read_body, with_model
+from cortexd.gateway.bodies import Bodies
+from cortexd.gateway.intake import parse_view, with_model
 from cortexd.gateway.refusals import Dialect, own_headers, status_of
 from cortexd.metrics import OTHER, Metrics
 from cortexd.nodes.endpoint import is_own_host
@@ -66,6 +67,7 @@ class Relay:
         self._metrics = metrics
         self._config = config
         self._tokens = tokens
+        self._bodies = Bodies(config.gateway.max_body, config.gateway.max_buffered)
 
     async def serve(self, inbound: Inbound) -> web.StreamResponse:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
@@ -87,13 +89,15 @@ class Relay:
             self._account(inbound)
 
     async def _relay(self, inbound: Inbound) -> Carried:
-        body = await read_body(inbound.request, self._config.gateway.max_body)
-        view = parse_view(body)
-        model = self._registry.snapshot.catalogue.resolve(view.model)
-        inbound.asked, inbound.model, inbound.streamed = view.model, model, bool(view.stream)
-        if model != view.model:
-            body = with_model(body, model)
-        return await self._try_replicas(inbound, view, model, body)
+        content_type = inbound.request.headers.get("Content-Type", "")
+        with self._bodies.hold() as hold:
+            body = await hold.read(inbound.request)
+            view = parse_view(body, content_type)
+            model = self._registry.snapshot.catalogue.resolve(view.model)
+            inbound.asked, inbound.model, inbound.streamed = view.model, model, bool(view.stream)
+            if model != view.model:
+                body = with_model(body, model, content_type)
+            return await self._try_replicas(inbound, view, model, body)
 
     async def _try_replicas(
         self, inbound: Inbound, view: RequestView, model: str, body: bytes
