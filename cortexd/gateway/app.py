@@ -20,6 +20,7 @@ from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
+from cortexd.daemon.resolver import Resolver
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
@@ -72,8 +73,10 @@ class Gateway:
     async def start(self) -> None:
         """Build everything, open the listeners, start polling. Raises OSError on a taken port."""
         config = self._config
+        self._resolver = Resolver()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver, use_dns_cache=False),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         self.metrics = Metrics()
         self.registry = Registry(
@@ -132,6 +135,7 @@ class Gateway:
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
+        await self._resolver.close()
 
     async def _listen(
         self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
