@@ -49,6 +49,7 @@ ENDPOINT_REFUSED = Kind("endpoint_refused", 502)
 UPSTREAM_FAILED = Kind("upstream_failed", 502, 1)
 UPSTREAM_TIMEOUT = Kind("upstream_timeout", 504, 1)
 UPSTREAM_INTERRUPTED = Kind("upstream_interrupted", 502)  # said at the end of a broken stream
+OVERLOADED = Kind("overloaded", 503, 1)
 
 # Our own limits and mistakes.
 SHUTTING_DOWN = Kind("shutting_down", 503, 1)

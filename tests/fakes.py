@@ -38,6 +38,7 @@ class FakeNeuron:
         self.port = 0
         self.calls: list[tuple[str, str, Any]] = []
         self.inference: list[dict[str, Any]] = []
+        self.inference_bodies: list[bytes] = []
         self.inference_headers: list[Mapping[str, str]] = []
         self.unreachable = False
         self.answer_polls = asyncio.Event()
@@ -60,7 +61,7 @@ class FakeNeuron:
 
     @asynccontextmanager
     async def running(self):
-        app = web.Application(handler_args={"handler_cancellation": True})
+        app = web.Application(handler_args={"handler_cancellation": True}, client_max_size=1 << 30)
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
@@ -77,7 +78,10 @@ class FakeNeuron:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = request.rel_url.raw_path
-        body = await request.json() if request.can_read_body else None
+        raw = await request.read()
+        body = None
+        if raw and request.content_type != "multipart/form-data":  # a form is kept, not understood
+            body = json.loads(raw.decode(errors="replace"))
         self.calls.append((request.method, path, body))
         if self.unreachable:
             assert request.transport is not None
@@ -88,9 +92,10 @@ class FakeNeuron:
         if request.method == "POST" and path == "/models/load":
             return await self.load_answer(body)
         if request.method == "POST":
-            self.inference.append(body)
+            self.inference.append(body or {})
+            self.inference_bodies.append(raw)
             self.inference_headers.append(request.headers)
-            return await self.infer(request, body)
+            return await self.infer(request, body or {})
         await self.answer_polls.wait()
         if path == "/discovery":
             return web.json_response(self.discovery)
@@ -120,8 +125,9 @@ class FakeNeuron:
         return web.json_response({"url": f"http://localhost:{self.port}"})
 
     async def _infer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if self.models.get(body["model"]) == UNLOADED:
-            self.models[body["model"]] = LOADED
+        model = body.get("model")
+        if self.models.get(model) == UNLOADED:
+            self.models[model] = LOADED
         usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
         if not body.get("stream"):
             message = {"role": "assistant", "content": "hello"}
@@ -130,7 +136,7 @@ class FakeNeuron:
                     "id": "chatcmpl-1",
                     "object": "chat.completion",
                     "created": 1,
-                    "model": body["model"],
+                    "model": model,
                     "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
                     "usage": usage,
                 }
@@ -146,7 +152,7 @@ class FakeNeuron:
                 "id": "chatcmpl-1",
                 "object": "chat.completion.chunk",
                 "created": 1,
-                "model": body["model"],
+                "model": model,
                 "choices": choices,
                 "usage": counts,
             }

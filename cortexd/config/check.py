@@ -40,6 +40,12 @@ def _gateway_problems(config: gateway.Config) -> Iterator[Problem]:
     yield from _listen(("gateway", "listen"), config.gateway.listen)
     if config.gateway.metrics_listen is not None:
         yield from _listen(("gateway", "metrics_listen"), config.gateway.metrics_listen)
+    if config.gateway.max_buffered < config.gateway.max_body:
+        yield Problem(
+            ("gateway", "max_buffered"),
+            f"found {config.gateway.max_buffered}",
+            f"at least max_body ({config.gateway.max_body}), or a large body could never be taken",
+        )
     yield from _names("neurons", "name", [node.name for node in config.neurons])
     yield from _names("models", "id", [profile.id for profile in config.models])
     for number, node in enumerate(config.neurons):

@@ -14,6 +14,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: host:port that clients talk to; port 0 takes a free one.
     metrics_listen: serve /metrics there instead of on `listen`.
     max_body: the largest request body.
+    max_buffered: all request bodies held at one time; above it requests are refused.
     shutdown_timeout: how long running answers may go on after SIGTERM.
     expose_route: tell callers the node, model and route in x-cortex-* headers.
     access_log: one log line per inference request.
@@ -22,6 +23,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: str = "0.0.0.0:8080"
     metrics_listen: str | None = None
     max_body: Size = Size(64 << 20)
+    max_buffered: Size = Size(512 << 20)
     shutdown_timeout: Duration = Duration(30)
     expose_route: bool = True
     access_log: bool = True

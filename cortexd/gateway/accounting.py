@@ -12,7 +12,19 @@ from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import OTHER, Metrics
 
 # Answers that speak of no tokens by their nature.
-UNCOUNTED = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens", "/v1/moderations"})
+UNCOUNTED = frozenset(
+    {
+        "/tokenize",
+        "/detokenize",
+        "/v1/messages/count_tokens",
+        "/v1/moderations",
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/v1/images/generations",
+        "/v1/images/edits",
+    }
+)
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 
 

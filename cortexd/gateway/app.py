@@ -7,12 +7,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
 
 from cortexd import __version__, errors
 from cortexd.config.address import parse_listen
@@ -23,6 +21,7 @@ from cortexd.control.endpoints import Endpoints
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
 from cortexd.daemon.access import AccessLog
+from cortexd.daemon.resolver import Resolver
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
@@ -53,6 +52,11 @@ INFERENCE_PATHS = (
     "/rerank",
     "/v1/score",
     "/v1/moderations",
+    "/v1/audio/speech",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/images/generations",
+    "/v1/images/edits",
     "/tokenize",
     "/detokenize",
 )
@@ -80,8 +84,10 @@ class Gateway:
     async def start(self) -> None:
         """Build everything, open the listeners, start polling. Raises OSError on a taken port."""
         config = self._config
+        self._resolver = Resolver()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver, use_dns_cache=False),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         self.metrics = Metrics()
         self.registry = Registry(
@@ -105,7 +111,7 @@ class Gateway:
             allowed_hosts=config.security.allowed_inference_hosts,
             timeout=config.polling.timeout,
         )
-        self._exchange = Exchange()
+        self._exchange = Exchange(self._resolver)
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
         accounting = Accounting(
             self.metrics,
@@ -147,13 +153,13 @@ class Gateway:
         await self._session.close()
         if self._access is not None:
             self._access.flush()
+        await self._resolver.close()
 
     async def _listen(
         self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
     ) -> tuple[str, int]:
         server = DoorServer(
             handler,
-            request_factory=self._make_request,
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
@@ -165,24 +171,6 @@ class Gateway:
         await web.TCPSite(runner, host or None, port, backlog=1024).start()
         bound = runner.addresses[0]
         return bound[0], bound[1]
-
-    def _make_request(
-        self,
-        message: RawRequestMessage,
-        payload: aiohttp.StreamReader,
-        protocol: Any,
-        writer: Any,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        return web.BaseRequest(
-            message,
-            payload,
-            protocol,
-            writer,
-            task,
-            asyncio.get_running_loop(),
-            client_max_size=self._config.gateway.max_body,
-        )
 
     def _add_routes(self) -> None:
         for path in INFERENCE_PATHS:

@@ -69,7 +69,7 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
         response.headers["Retry-After"] = str(refusal.retry_after)
     if not refusal.kind.should_retry:
         response.headers["x-should-retry"] = "false"
-    if refusal.kind in (errors.REQUEST_TOO_LARGE, errors.BAD_REQUEST):
+    if refusal.kind in (errors.REQUEST_TOO_LARGE, errors.BAD_REQUEST, errors.OVERLOADED):
         response.force_close()  # what is left of the request is not worth reading
     return response
 

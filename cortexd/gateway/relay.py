@@ -14,8 +14,9 @@ from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
+from cortexd.gateway.bodies import Bodies, Hold
 from cortexd.gateway.inbound import Inbound
-from cortexd.gateway.intake import parse_view, read_body, with_model
+from cortexd.gateway.intake import parse_view, with_model
 from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
@@ -43,14 +44,16 @@ class Relay:
         self._accounting = accounting
         self._config = config
         self._tokens = tokens
+        self._bodies = Bodies(config.gateway.max_body, config.gateway.max_buffered)
 
     async def serve(self, inbound: Inbound) -> web.StreamResponse:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
         splice = None
         try:
-            body = await self._read(inbound)
-            splice = Splice(inbound.request)
-            carried = inbound.carried = await self._carry(inbound, body, splice)
+            with self._bodies.hold() as hold:
+                body = await self._read(inbound, hold)
+                splice = Splice(inbound.request)
+                carried = inbound.carried = await self._carry(inbound, body, splice)
             inbound.status = carried.status
             return splice.response()
         except Refusal as refusal:
@@ -69,12 +72,14 @@ class Relay:
                 splice.release()
             self._accounting.ended(inbound)
 
-    async def _read(self, inbound: Inbound) -> bytes:
-        body = await read_body(inbound.request, self._config.gateway.max_body)
-        view = parse_view(body)
+    async def _read(self, inbound: Inbound, hold: Hold) -> bytes:
+        """The body as it goes upstream; notes what it asks for."""
+        content_type = inbound.request.headers.get("Content-Type", "")
+        body = await hold.read(inbound.request)
+        view = parse_view(body, content_type)
         model = self._registry.snapshot.catalogue.resolve(view.model)
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
-        return body if model == view.model else with_model(body, model)
+        return body if model == view.model else with_model(body, model, content_type)
 
     async def _carry(self, inbound: Inbound, body: bytes, splice: Splice) -> Carried:
         attempts = Attempts(self._dispatcher, inbound.model or "", self._config.upstream.retries)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 from aiohttp import web
 
+from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.connection import Connection, Head, UpstreamFault
 from cortexd.proxy.headers import client_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, parse_base
@@ -72,9 +73,9 @@ class Carried(msgspec.Struct, frozen=True):
 class Exchange:
     """Carries exchanges over a pool of upstream connections. `tls`: see Pool."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, resolver: Resolver, tls: ssl.SSLContext | None = None) -> None:
         self._sweeper = Sweeper()
-        self._pool = Pool(self._sweeper, tls)
+        self._pool = Pool(resolver, self._sweeper, tls)
 
     async def close(self) -> None:
         """Close what is idle, and look at no deadline any more."""

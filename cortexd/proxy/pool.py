@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.connection import Connection, UpstreamFault
 from cortexd.proxy.sweeper import Sweeper
 
@@ -51,7 +52,10 @@ def parse_base(base: str) -> tuple[Origin, str]:
 class Pool:
     """`tls`: for https origins; None: the system's certificates."""
 
-    def __init__(self, sweeper: Sweeper, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, resolver: Resolver, sweeper: Sweeper, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._resolver = resolver
         self._sweeper = sweeper
         self._tls = tls
         # The last one given is the last in its order.
@@ -75,16 +79,13 @@ class Pool:
         return None
 
     async def connect(self, origin: Origin, timeout: float) -> Connection:
-        """A new connection. Raises UpstreamFault (refused, unreachable)."""
-        loop = asyncio.get_running_loop()
+        """A new connection, made within `timeout` seconds.
+
+        Raises UpstreamFault (refused, unreachable).
+        """
         try:
             async with asyncio.timeout(timeout):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(origin, self),
-                    origin.host,
-                    origin.port,
-                    ssl=await self._context() if origin.is_tls else None,
-                )
+                connection = await self._dial(origin, timeout)
         except TimeoutError as error:
             raise UpstreamFault("unreachable", f"no connection within {timeout:g} s") from error
         except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
@@ -126,6 +127,27 @@ class Pool:
                 connection.close()
         self._idle.clear()
         self._sweeper.forget(self)
+
+    async def _dial(self, origin: Origin, timeout: float) -> Connection:
+        """To the first of its addresses that takes it; none may use up the time of the others."""
+        loop = asyncio.get_running_loop()
+        addresses = await self._resolver.addresses(origin.host, origin.port)
+        for left in range(len(addresses), 0, -1):
+            ip, port = addresses[-left]
+            try:
+                async with asyncio.timeout(timeout / len(addresses)):
+                    _, connection = await loop.create_connection(
+                        lambda: Connection(origin, self),
+                        ip,
+                        port,
+                        ssl=await self._context() if origin.is_tls else None,
+                        server_hostname=origin.host if origin.is_tls else None,
+                    )
+                return connection
+            except (OSError, TimeoutError):
+                if left == 1:
+                    raise
+        raise AssertionError("a name has an address, or `addresses` has raised")
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:  # reads a store of hundreds of certificates

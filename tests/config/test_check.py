@@ -35,6 +35,16 @@ A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
         ("[aliases]\nx=''", "aliases.x", "can be empty"),
         ("[gateway]\nlisten='8080'", "gateway.listen", 'found "8080"'),
         ("[gateway]\nlisten='a:99999'", "gateway.listen", "allowed: host:port"),
+        (
+            "[gateway]\nmax_buffered='1MiB'",
+            "gateway.max_buffered",
+            "found 1MiB (allowed: at least max_body (64MiB)",
+        ),
+        (
+            "[gateway]\nmax_body='1GiB'",
+            "gateway.max_buffered",
+            "found 512MiB (allowed: at least max_body (1GiB)",
+        ),
         ("[gateway]\nmetrics_listen='::1'", "gateway.metrics_listen", "allowed: host:port"),
         (A.replace("http://a:1", "a:1"), "neurons[0].endpoint", 'found "a:1"'),
         (A.replace("http://a:1", "ftp://a:1"), "neurons[0].endpoint", "allowed: a URL like"),

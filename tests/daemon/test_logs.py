@@ -79,3 +79,11 @@ def test_a_stderr_that_fails_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
     said(monkeypatch, Full())
     assert logging.getLogger().handlers
+
+
+def test_a_form_parsers_complaints_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    said(monkeypatch, stream)
+    before = stream.getvalue()
+    logging.getLogger("python_multipart.multipart").warning("Did not find CR")
+    assert stream.getvalue() == before

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.connection import Connection, Head, UpstreamFault
 from cortexd.proxy.pool import Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
@@ -50,7 +51,7 @@ class Told:
 async def told(*scripts: Script, receiver: Told | None = None) -> tuple[list[object], Connection]:
     """What a receiver hears of one exchange, and the connection after it."""
     origin, sweeper = Origin(*scripts), Sweeper()
-    pool, receiver = Pool(sweeper), receiver or Told()
+    pool, receiver = Pool(Resolver(), sweeper), receiver or Told()
     async with origin.running():
         connection = await pool.connect(parse_base(origin.url)[0], 5)
         connection.send(REQUEST, b"{}", receiver)
@@ -140,7 +141,7 @@ async def test_a_receiver_that_does_not_want_the_answer_stops_it_at_its_head() -
 
 async def test_no_parser_outlives_its_answer() -> None:
     origin, sweeper = Origin([Send(SIZED)]), Sweeper()
-    pool = Pool(sweeper)
+    pool = Pool(Resolver(), sweeper)
     async with origin.running():
         connection = await pool.connect(parse_base(origin.url)[0], 5)
         for _ in range(3):

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from cortexd.daemon.resolver import Resolver
 from cortexd.proxy import pool as pool_module
 from cortexd.proxy.connection import UpstreamFault
 from cortexd.proxy.pool import Origin, Pool, parse_base
@@ -20,7 +21,7 @@ from tests.gateway.fleet import until
 async def pooled(*scripts: faults.Script) -> AsyncIterator[tuple[Pool, Origin, faults.Origin]]:
     server = faults.Origin(*(scripts or ([Stall()],)))
     sweeper = Sweeper()
-    pool = Pool(sweeper)
+    pool = Pool(Resolver(), sweeper)
     async with server.running():
         yield pool, parse_base(server.url)[0], server
         pool.close()
@@ -93,21 +94,21 @@ async def test_bytes_that_nobody_asked_for_close_an_idle_connection() -> None:
 
 
 async def test_a_refused_connection_says_why() -> None:
-    pool = Pool(Sweeper())
+    pool = Pool(Resolver(), Sweeper())
     with refusing() as url, pytest.raises(UpstreamFault, match="Connection refused") as fault:
         await pool.connect(parse_base(url)[0], 5)
     assert fault.value.what == "refused"
 
 
 async def test_a_connection_that_is_not_made_in_time_says_so() -> None:
-    pool = Pool(Sweeper())
+    pool = Pool(Resolver(), Sweeper())
     with black_hole() as url, pytest.raises(UpstreamFault, match=r"within 0\.2 s") as fault:
         await pool.connect(parse_base(url)[0], 0.2)
     assert fault.value.what == "unreachable"
 
 
 async def test_a_name_that_is_none_is_a_refusal() -> None:
-    pool = Pool(Sweeper())
+    pool = Pool(Resolver(), Sweeper())
     with pytest.raises(UpstreamFault) as fault:
         await pool.connect(Origin("x" * 300, 80, False, "x"), 5)
     assert fault.value.what == "refused"

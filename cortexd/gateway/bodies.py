@@ -1,0 +1,96 @@
+"""Request bodies, read whole: each within `max_body`, all of them together within `max_buffered`.
+
+A body is held from before it is read until its request has ended, since a retry may send it again.
+What is said of the bytes is `intake`'s business.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from aiohttp import web
+
+from cortexd import errors
+from cortexd.errors import Refusal
+
+
+class Bodies:
+    """Every body of one gateway. `held`: bytes, at present.
+
+    with bodies.hold() as hold:
+        body = await hold.read(request)
+    """
+
+    def __init__(self, max_body: int, max_buffered: int) -> None:
+        self.max_body = max_body
+        self.max_buffered = max_buffered
+        self.held = 0
+
+    def hold(self) -> Hold:
+        """Room for one request's body, given back when the `with` block ends."""
+        return Hold(self)
+
+
+class Hold:
+    """The share of one request."""
+
+    __slots__ = ("_bodies", "_size")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bodies.held -= self._size
+        self._size = 0
+
+    async def read(self, request: web.BaseRequest) -> bytes:
+        """The whole body; room for a declared length is taken before anything is read.
+
+        Raises Refusal: too large, encoded, or no room for it now.
+        """
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.lower() != "identity":
+            raise Refusal(
+                errors.UNSUPPORTED_ENCODING,
+                f"The body's Content-Encoding {encoding[:32]!r} is not supported; send it plain.",
+            )
+        declared = request.content_length
+        if declared is not None:
+            self._grow(declared)
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # nothing of the answer itself has been sent
+        content, body = request.content, bytearray()
+        while chunk := await content.readany():
+            if declared is None:
+                self._grow(len(chunk))
+            if not body and content.at_eof():
+                return chunk  # the usual, small one: nothing is copied
+            body += chunk
+        return bytes(body)
+
+    def _grow(self, more: int) -> None:
+        bodies = self._bodies
+        if self._size + more > bodies.max_body:
+            raise Refusal(
+                errors.REQUEST_TOO_LARGE,
+                f"The request body is larger than {bodies.max_body} bytes; send a smaller one or "
+                "raise [gateway] max_body.",
+            )
+        if bodies.held + more > bodies.max_buffered:
+            raise Refusal(
+                errors.OVERLOADED,
+                "The gateway holds as many request bodies as it may ([gateway] max_buffered); "
+                "try again in a moment.",
+            )
+        self._size += more
+        bodies.held += more

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cortexd.config.gateway import Config, Gateway, Polling
+from cortexd.config.units import Duration, Size
+from cortexd.gateway.bodies import Bodies
+from tests.fakes import FakeNeuron
+from tests.gateway.fleet import Fleet, running_fleet, until
+
+SMALL = Config(
+    polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2),
+    gateway=Gateway(max_body=Size(1000), max_buffered=Size(1500)),
+)
+
+
+@asynccontextmanager
+async def small_fleet(neuron: FakeNeuron | None = None) -> AsyncIterator[tuple[Fleet, Bodies]]:
+    """A gateway that takes bodies of 1000 bytes, 1500 together, and its store of them."""
+    async with running_fleet(config=SMALL, a=neuron or FakeNeuron({"m": "loaded"})) as fleet:
+        yield fleet, fleet.gateway._relay._bodies
+
+
+@asynccontextmanager
+async def client(
+    fleet: Fleet, *headers: bytes, path: bytes = b"/v1/completions"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection that has sent the head of a POST."""
+    reader, writer = await asyncio.open_connection(*fleet.gateway.address)
+    writer.write(
+        b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + b"\r\n".join(headers) + b"\r\n\r\n"
+    )
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def padded(size: int) -> bytes:
+    return b'{"model":"m"}'.ljust(size)
+
+
+def chunked(*chunks: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+
+
+async def test_a_declared_body_takes_its_room_before_it_is_read() -> None:
+    async with small_fleet() as (fleet, bodies):
+        async with client(fleet, b"Content-Length: 900") as (_, first):
+            await until(lambda: bodies.held == 900)
+            async with client(fleet, b"Content-Length: 601") as (reader, _):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b" 503 " in head
+                assert b"x-cortex-code: overloaded\r\n" in head
+                assert b"Retry-After: 1\r\n" in head
+                assert b"Connection: close\r\n" in head
+            assert bodies.held == 900
+            async with client(fleet, b"Content-Length: 600") as (reader, second):
+                await until(lambda: bodies.held == 1500)
+                second.write(padded(600))
+                assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+                await until(lambda: bodies.held == 900)
+            first.write(padded(900))
+        await until(lambda: bodies.held == 0)
+        assert await fleet.metric("cortexd_refusals_total", code="overloaded") == 1
+
+
+async def test_anthropics_clients_are_told_in_their_own_words() -> None:
+    async with small_fleet() as (fleet, bodies), client(fleet, b"Content-Length: 1000"):
+        await until(lambda: bodies.held == 1000)
+        answer = await fleet.ask(path="/v1/messages", padding="x" * 600)
+        assert answer.status == 529
+        assert answer.json["error"]["type"] == "overloaded_error"
+
+
+async def test_a_chunked_body_takes_its_room_as_it_is_read() -> None:
+    coding = b"Transfer-Encoding: chunked"
+    async with small_fleet() as (fleet, bodies):
+        async with client(fleet, coding) as (_, first):
+            first.write(chunked(b"x" * 500, b"x" * 400))
+            await until(lambda: bodies.held == 900)
+            async with client(fleet, coding) as (reader, second):
+                second.write(chunked(padded(600)))
+                await until(lambda: bodies.held == 1500)
+                second.write(chunked(b" "))
+                assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
+            assert bodies.held == 900
+        await until(lambda: bodies.held == 0)
+
+
+async def test_a_chunked_body_that_grows_over_the_bound_is_413() -> None:
+    async with (
+        small_fleet() as (fleet, bodies),
+        client(fleet, b"Transfer-Encoding: chunked") as (reader, writer),
+    ):
+        writer.write(chunked(padded(1000)))
+        await until(lambda: bodies.held == 1000)
+        writer.write(chunked(b" "))
+        assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: bodies.held == 0)
+
+
+async def test_a_body_that_comes_in_pieces_is_put_together() -> None:
+    async with small_fleet() as (fleet, bodies):
+        body = padded(700)
+        async with client(fleet, b"Transfer-Encoding: chunked") as (reader, writer):
+            for size in (1, 99, 600):
+                writer.write(chunked(body[:size]))
+                body = body[size:]
+                held = 700 - len(body)
+                await until(lambda held=held: bodies.held == held)
+            writer.write(b"0\r\n\r\n")
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        assert fleet.neurons["a"].inference_bodies == [padded(700)]
+
+
+async def test_a_body_is_held_until_its_request_has_ended_in_whatever_way() -> None:
+    go = asyncio.Event()
+
+    async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await go.wait()
+        return web.json_response({})
+
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.infer = infer
+    async with small_fleet(neuron) as (fleet, bodies):
+        body = padded(200)
+        length = b"Content-Length: %d" % len(body)
+        async with (
+            client(fleet, length) as (_, leaving),
+            client(fleet, length) as (reader, staying),
+        ):
+            leaving.write(body)
+            staying.write(body)
+            await until(lambda: len(neuron.inference) == 2)
+            assert bodies.held == 400
+            leaving.transport.abort()
+            await until(lambda: bodies.held == 200)
+            go.set()
+            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+            await until(lambda: bodies.held == 0)
+        for refused in ({"model": "unknown"}, {"model": 3}, {"model": "m", "stream": 1}):
+            await fleet.ask(**refused)
+            assert bodies.held == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[b"Content-Length: 1001"], [b"Content-Length: 10", b"Content-Encoding: gzip"]],
+)
+async def test_a_body_that_is_refused_takes_no_room(headers: list[bytes]) -> None:
+    async with small_fleet() as (fleet, bodies), client(fleet, *headers) as (reader, _):
+        assert b" 4" in await reader.readuntil(b"\r\n\r\n")
+        assert bodies.held == 0
+
+
+async def test_no_100_continue_is_sent_where_there_is_no_room() -> None:
+    async with small_fleet() as (fleet, bodies), client(fleet, b"Content-Length: 1000"):
+        await until(lambda: bodies.held == 1000)
+        async with client(fleet, b"Content-Length: 600", b"Expect: 100-continue") as (reader, _):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
