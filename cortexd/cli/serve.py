@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(config: Config, tokens: dict[str, str]) -> int:
-    from cortexd.daemon import notify
+    from cortexd.daemon import loop, notify
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.gateway.app import Gateway
@@ -64,6 +64,7 @@ async def _serve(config: Config, tokens: dict[str, str]) -> int:
         print(f"cortexd: can't listen on {config.gateway.listen}: {error}", file=sys.stderr)
         return 1
     log.info("listening on http://%s:%d, %d nodes", *gateway.address, len(config.neurons))
+    loop.settle()
     notify.send("READY=1")
     signal = await wait_for_stop()
     log.info("stopping: %s", signal.name)

@@ -130,24 +130,23 @@ class Pool:
 
     async def _dial(self, origin: Origin, timeout: float) -> Connection:
         """To the first of its addresses that takes it; none may use up the time of the others."""
-        loop = asyncio.get_running_loop()
         addresses = await self._resolver.addresses(origin.host, origin.port)
-        for left in range(len(addresses), 0, -1):
-            ip, port = addresses[-left]
-            try:
-                async with asyncio.timeout(timeout / len(addresses)):
-                    _, connection = await loop.create_connection(
-                        lambda: Connection(origin, self),
-                        ip,
-                        port,
-                        ssl=await self._context() if origin.is_tls else None,
-                        server_hostname=origin.host if origin.is_tls else None,
-                    )
-                return connection
-            except (OSError, TimeoutError):
-                if left == 1:
-                    raise
-        raise AssertionError("a name has an address, or `addresses` has raised")
+        share = timeout / len(addresses)
+        for ip, _ in addresses[:-1]:
+            with suppress(OSError, TimeoutError):
+                return await self._dial_one(origin, ip, share)
+        return await self._dial_one(origin, addresses[-1][0], share)
+
+    async def _dial_one(self, origin: Origin, ip: str, timeout: float) -> Connection:
+        async with asyncio.timeout(timeout):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(origin, self),
+                ip,
+                origin.port,
+                ssl=await self._context() if origin.is_tls else None,
+                server_hostname=origin.host if origin.is_tls else None,
+            )
+        return connection
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:  # reads a store of hundreds of certificates
