@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import web
-from aiohttp.http_parser import RawRequestMessage
 
 from cortexd import __version__, errors
 from cortexd.config.address import parse_listen
@@ -22,7 +21,7 @@ from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
-from cortexd.errors import Refusal
+from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
 from cortexd.gateway.health import condition
@@ -32,7 +31,9 @@ from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.gateway.relay import Inbound, Relay
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
+from cortexd.proxy.door import DoorServer
 from cortexd.proxy.exchange import Exchange
+from cortexd.proxy.listen import Listener, connection_cap, listen
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ INFERENCE_PATHS = (
     "/tokenize",
     "/detokenize",
 )
+METRICS_CONNECTIONS = 32  # on a listener of their own; within what `listen` reserves
 MODEL_PREFIX = "/v1/models/"
 
 
@@ -63,12 +65,16 @@ class Gateway:
         self._tokens = dict(tokens or {})
         self._routes: dict[str, dict[str, Handler]] = {}
         self._ready = False
-        self._runners: list[web.ServerRunner] = []
+        self._listeners: list[Listener] = []
         self.address: tuple[str, int] = ("", 0)
 
     async def start(self) -> None:
-        """Build everything, open the listeners, start polling. Raises OSError on a taken port."""
+        """Build everything, open the listeners, start polling.
+
+        Raises OSError on a taken port, TooFewDescriptors.
+        """
         config = self._config
+        max_connections = connection_cap()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
         )
@@ -110,9 +116,11 @@ class Gateway:
         )
         self._add_routes()
         try:
-            self.address = await self._listen(config.gateway.listen, self._handle)
+            self.address = await self._listen(config.gateway.listen, self._handle, max_connections)
             if config.gateway.metrics_listen is not None:
-                await self._listen(config.gateway.metrics_listen, self._handle_metrics)
+                await self._listen(
+                    config.gateway.metrics_listen, self._handle_metrics, METRICS_CONNECTIONS
+                )
         except OSError:
             await self.close()
             raise
@@ -122,49 +130,37 @@ class Gateway:
     async def close(self) -> None:
         """Stop accepting, tell the waiters, let running answers end, close everything."""
         self._ready = False
+        for listener in self._listeners:
+            listener.server.leave()
         await self._poller.close()
         await self.table.close()
-        for runner in self._runners:
-            await runner.cleanup()
+        await asyncio.gather(*(listener.close() for listener in self._listeners))
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
 
     async def _listen(
-        self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-    ) -> tuple[str, int]:
-        server = web.Server(
-            handler,
-            request_factory=self._make_request,
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
-        )
-        runner = web.ServerRunner(server, shutdown_timeout=self._config.gateway.shutdown_timeout)
-        await runner.setup()
-        self._runners.append(runner)
-        host, port = parse_listen(listen)
-        await web.TCPSite(runner, host or None, port, backlog=1024).start()
-        bound = runner.addresses[0]
-        return bound[0], bound[1]
-
-    def _make_request(
         self,
-        message: RawRequestMessage,
-        payload: aiohttp.StreamReader,
-        protocol: Any,
-        writer: Any,
-        task: asyncio.Task[None],
-    ) -> web.BaseRequest:
-        return web.BaseRequest(
-            message,
-            payload,
-            protocol,
-            writer,
-            task,
-            asyncio.get_running_loop(),
-            client_max_size=self._config.gateway.max_body,
+        where: str,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        max_connections: int,
+    ) -> tuple[str, int]:
+        settings = self._config.gateway
+        server = DoorServer(
+            handler, self._refuse, max_body=settings.max_body, max_connections=max_connections
         )
+        timeout = settings.shutdown_timeout
+        listener = await listen(server, *parse_listen(where), shutdown_timeout=timeout)
+        self._listeners.append(listener)
+        return listener.address
+
+    def _refuse(self, request: web.BaseRequest | None, kind: Kind, words: str) -> web.Response:
+        """The answer to what never becomes a request of ours."""
+        self.metrics.child(self.metrics.refusals, kind.code).inc()
+        refusal = Refusal(kind, words)
+        if request is None:
+            return answer(refusal, "openai", f"req_{uuid.uuid4().hex}")
+        return answer(refusal, dialect_of(request.path), request_id(request))
 
     def _add_routes(self) -> None:
         for path in INFERENCE_PATHS:
