@@ -33,7 +33,9 @@ BAD_REQUEST = Kind("bad_request", 400)
 UNKNOWN_ROUTE = Kind("unknown_route", 404)
 METHOD_NOT_ALLOWED = Kind("method_not_allowed", 405)
 REQUEST_TOO_LARGE = Kind("request_too_large", 413)
+URI_TOO_LONG = Kind("uri_too_long", 414)
 UNSUPPORTED_ENCODING = Kind("unsupported_encoding", 415)
+HEAD_TOO_LARGE = Kind("head_too_large", 431)
 
 # Where a model could be, and why it is not there. `fleet.routing` checks these in this order.
 NO_HEALTHY_NODES = Kind("no_healthy_nodes", 503, 5)
@@ -52,6 +54,7 @@ UPSTREAM_INTERRUPTED = Kind("upstream_interrupted", 502)  # said at the end of a
 OVERLOADED = Kind("overloaded", 503, 1)
 
 # Our own limits and mistakes.
+OVERLOADED = Kind("overloaded", 503, 1)
 SHUTTING_DOWN = Kind("shutting_down", 503, 1)
 INTERNAL_ERROR = Kind("internal_error", 500)
 

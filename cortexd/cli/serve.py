@@ -56,12 +56,16 @@ async def _serve(config: Config, tokens: dict[str, str]) -> int:
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.gateway.app import Gateway
+    from cortexd.proxy.listen import TooFewDescriptors
 
     gateway = Gateway(config, tokens=tokens, access=AccessLog(sys.stderr))
     try:
         await gateway.start()
     except OSError as error:
         print(f"cortexd: can't listen on {config.gateway.listen}: {error}", file=sys.stderr)
+        return 1
+    except TooFewDescriptors as error:
+        print(f"cortexd: {error}", file=sys.stderr)
         return 1
     log.info("listening on http://%s:%d, %d nodes", *gateway.address, len(config.neurons))
     loop.settle()

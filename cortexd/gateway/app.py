@@ -22,13 +22,13 @@ from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
 from cortexd.daemon.access import AccessLog
 from cortexd.daemon.resolver import Resolver
-from cortexd.errors import Refusal
+from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.health import condition
 from cortexd.gateway.inbound import Inbound
-from cortexd.gateway.intake import request_id
+from cortexd.gateway.intake import new_request_id, request_id
 from cortexd.gateway.openai import ModelBook
 from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.gateway.relay import Relay
@@ -36,6 +36,7 @@ from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
 from cortexd.proxy.door import DoorServer
 from cortexd.proxy.exchange import Exchange
+from cortexd.proxy.listen import Listener, connection_cap, listen
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ INFERENCE_PATHS = (
     "/tokenize",
     "/detokenize",
 )
+METRICS_CONNECTIONS = 32  # on a listener of their own; within what `listen` reserves
 MODEL_PREFIX = "/v1/models/"
 
 
@@ -78,12 +80,16 @@ class Gateway:
         self._tokens = dict(tokens or {})
         self._routes: dict[str, dict[str, Handler]] = {}
         self._ready = False
-        self._runners: list[web.ServerRunner] = []
+        self._listeners: list[Listener] = []
         self.address: tuple[str, int] = ("", 0)
 
     async def start(self) -> None:
-        """Build everything, open the listeners, start polling. Raises OSError on a taken port."""
+        """Build everything, open the listeners, start polling.
+
+        Raises OSError on a taken port, TooFewDescriptors.
+        """
         config = self._config
+        max_connections = connection_cap()
         self._resolver = Resolver()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver, use_dns_cache=False),
@@ -132,9 +138,11 @@ class Gateway:
         )
         self._add_routes()
         try:
-            self.address = await self._listen(config.gateway.listen, self._handle)
+            self.address = await self._listen(config.gateway.listen, self._handle, max_connections)
             if config.gateway.metrics_listen is not None:
-                await self._listen(config.gateway.metrics_listen, self._handle_metrics)
+                await self._listen(
+                    config.gateway.metrics_listen, self._handle_metrics, METRICS_CONNECTIONS
+                )
         except OSError:
             await self.close()
             raise
@@ -144,10 +152,11 @@ class Gateway:
     async def close(self) -> None:
         """Stop accepting, tell the waiters, let running answers end, close everything."""
         self._ready = False
+        for listener in self._listeners:
+            listener.server.leave()
         await self._poller.close()
         await self.table.close()
-        for runner in self._runners:
-            await runner.cleanup()
+        await asyncio.gather(*(listener.close() for listener in self._listeners))
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
@@ -156,21 +165,27 @@ class Gateway:
         await self._resolver.close()
 
     async def _listen(
-        self, listen: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+        self,
+        where: str,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        max_connections: int,
     ) -> tuple[str, int]:
+        settings = self._config.gateway
         server = DoorServer(
-            handler,
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
+            handler, self._refuse, max_body=settings.max_body, max_connections=max_connections
         )
-        runner = web.ServerRunner(server, shutdown_timeout=self._config.gateway.shutdown_timeout)
-        await runner.setup()
-        self._runners.append(runner)
-        host, port = parse_listen(listen)
-        await web.TCPSite(runner, host or None, port, backlog=1024).start()
-        bound = runner.addresses[0]
-        return bound[0], bound[1]
+        timeout = settings.shutdown_timeout
+        listener = await listen(server, *parse_listen(where), shutdown_timeout=timeout)
+        self._listeners.append(listener)
+        return listener.address
+
+    def _refuse(self, request: web.BaseRequest | None, kind: Kind, words: str) -> web.Response:
+        """The answer to what never becomes a request of ours."""
+        self.metrics.child(self.metrics.refusals, kind.code).inc()
+        refusal = Refusal(kind, words)
+        if request is None:
+            return answer(refusal, "openai", new_request_id())
+        return answer(refusal, dialect_of(request.path), request_id(request))
 
     def _add_routes(self) -> None:
         for path in INFERENCE_PATHS:

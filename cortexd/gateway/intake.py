@@ -39,7 +39,12 @@ _decode_raw: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 def request_id(request: web.BaseRequest) -> str:
     """The caller's own id if it is a plain one, else a new one."""
     given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{random.getrandbits(128):032x}"
+    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    """One that no other request has."""
+    return f"req_{random.getrandbits(128):032x}"
 
 
 def parse_view(body: bytes, content_type: str = "application/json") -> RequestView:

@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
-
 from cortexd.config.address import parse_listen
 from cortexd.config.neuron import Config
-from cortexd.neuron.api import Api
+from cortexd.daemon.resolver import Resolver
+from cortexd.neuron.api import MAX_BODY, Api
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.harness import Harness
 from cortexd.neuron.harnesses.llamacpp import LlamaCpp
 from cortexd.neuron.residency import Residency
+from cortexd.proxy.door import DoorServer
 from cortexd.proxy.exchange import Exchange
+from cortexd.proxy.listen import Listener, TooFewDescriptors, connection_cap, listen
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Neuron:
         self._config = config
         self._base = base
         self._harnesses = harnesses
+        self._listener: Listener | None = None
         self.address: tuple[str, int] = ("", 0)  # what it is bound to
 
     @property
@@ -76,35 +78,35 @@ class Neuron:
             directories=[self._base / directory for directory in config.paths.models],
             load_timeout=config.neuron.load_timeout,
         )
-        self._exchange = Exchange()
+        self._resolver = Resolver()
+        self._exchange = Exchange(self._resolver)
         api = Api(self._residency, self._devices, self._exchange, token)
-        self._runner = web.AppRunner(
-            api.application(),
-            access_log=None,
-            auto_decompress=False,
-            handler_cancellation=True,
-            shutdown_timeout=_LAST_WORDS,
-        )
-        await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, host or None, port, backlog=1024).start()
+            server = DoorServer(
+                api.handle, api.refuse, max_body=MAX_BODY, max_connections=connection_cap()
+            )
+            self._listener = await listen(server, host, port, shutdown_timeout=_LAST_WORDS)
+        except TooFewDescriptors as error:
+            await self.close()
+            raise StartError(str(error)) from error
         except OSError as error:
             await self.close()
             raise StartError(
-                f"can't listen on {config.neuron.listen}: {os.strerror(error.errno or 0)}; "
+                f"can't listen on {config.neuron.listen}: {error.strerror or error}; "
                 "end what listens there or change [neuron] listen"
             ) from error
-        bound = self._runner.addresses[0]
-        self.address = (bound[0], bound[1])
-        api.endpoint = f"http://localhost:{bound[1]}"
+        self.address = self._listener.address
+        api.endpoint = f"http://localhost:{self.address[1]}"
 
     async def close(self) -> None:
         """Stop accepting, let running requests end for a few seconds, end every engine."""
-        for site in list(self._runner.sites):
-            await site.stop()
+        if self._listener is not None:
+            await self._listener.stop()
         await self._residency.close()
-        await self._runner.cleanup()
+        if self._listener is not None:
+            await self._listener.close()
         await self._exchange.close()
+        await self._resolver.close()
         await self._devices.close()
 
     def _read_token(self) -> str | None:

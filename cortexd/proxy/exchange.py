@@ -233,7 +233,8 @@ class _Flight:
         splice = self._splice
         if self._is_passed_on:
             if splice.is_event_stream:
-                splice.write(self._call.last_words(fault))
+                if words := self._call.last_words(fault):
+                    splice.write(words)
                 splice.flush()
                 splice.cut()
             else:

@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from aiohttp import web
+
+from cortexd.proxy.door import Door
 
 _LARGE: Final = 16 * 1024  # bytes from which a piece of its own costs less than a copy
 _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
@@ -91,13 +93,15 @@ class Splice:
         self.first = b""
         self.first_at: float | None = None
         self.status = 0
-        self.is_open = self.is_ended = self.is_paused = self.was_moved = False
+        door = cast(Door, request.protocol)
+        self.is_open = self.is_ended = self.was_moved = False
+        self.is_paused = door.writing_paused  # by the answer before this one
         self.is_event_stream = False
         self.is_gone = request.transport is None
         self.on_pause: Callable[[], None] = _nothing
         self.on_resume: Callable[[], None] = _nothing
         self.on_gone: Callable[[], None] = _nothing
-        cast(Any, request.protocol).sink = self
+        door.sink = self
 
     # What the exchange calls.
 
@@ -174,8 +178,7 @@ class Splice:
 
     def release(self) -> None:
         """Let go of the client's connection: the next request on it has a splice of its own."""
-        if self._request.protocol is not None:
-            cast(Any, self._request.protocol).sink = None
+        cast(Door, self._request.protocol).sink = None
 
     def response(self) -> web.StreamResponse:
         """What the handler returns, at once: the server then closes what must be closed."""

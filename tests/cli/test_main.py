@@ -88,6 +88,28 @@ def test_a_taken_port_is_status_1_in_words(tmp_path: Path, command: str, table: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("command", "table"), [("serve", "gateway"), ("neuron", "neuron")])
+def test_too_few_descriptors_are_status_1_in_words(
+    tmp_path: Path, command: str, table: str
+) -> None:
+    (tmp_path / "x.toml").write_text(
+        f"[{table}]\nlisten = '127.0.0.1:0'\n"
+        + (f"[paths]\nlogs = '{tmp_path}'\n" if table == "neuron" else "")
+    )
+    run = f"ulimit -n 300; exec {sys.executable} -m cortexd {command} --config x.toml"
+    done = subprocess.run(
+        ["sh", "-c", run],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 1
+    assert "at most 300 files may be open, 768 are needed" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_check_says_that_all_is_good(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/cortex.toml").write_text("[[models]]\nid='m'\n")

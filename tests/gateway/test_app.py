@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cortexd.config.units import Duration
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import running_fleet, until
+from tests.proxy.raw import answered, answers
 
 
 @pytest.mark.parametrize("path", INFERENCE_PATHS)
@@ -112,3 +114,68 @@ def test_tokens_are_read_beside_the_configuration(tmp_path: Path) -> None:
         neurons=(Neuron("a", "http://a", token_file="a.token"), Neuron("b", "http://b"))
     )
     assert read_tokens(config, tmp_path) == {"a": "s3cret"}
+
+
+SMUGGLED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n"
+SMUGGLED += b'{"model":"m"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "status", "code"),
+    [
+        (b"/v1/chat/completions", b"Transfer-Encoding: gzip, chunked", 400, "bad_request"),
+        (b"/v1/chat/completions", b"Content-Length: 1, 1", 400, "bad_request"),
+        (b"/" + b"a" * 9000, b"", 414, "uri_too_long"),
+        (b"/v1/chat/completions", b"X: " + b"a" * 40_000, 431, "head_too_large"),
+    ],
+)
+async def test_what_is_no_good_http_never_reaches_a_node(
+    path: bytes, field: bytes, status: int, code: str
+) -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        raw = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + field + b"\r\n\r\n0\r\n\r\n"
+        (answer,) = answers(await answered(fleet.gateway.address, raw + SMUGGLED), "POST")
+        assert answer[0] == status
+        assert answer[1]["x-cortex-code"] == code
+        assert answer[1]["x-request-id"].startswith("req_")
+        error = json.loads(answer[2])["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", code)
+        assert error["message"].endswith(".")
+        assert await fleet.metric("cortexd_refusals_total", code=code) == 1
+        assert fleet.neurons["a"].inference == []
+
+
+async def test_bad_http_on_an_anthropic_path_is_said_in_its_own_words() -> None:
+    raw = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\n"
+    raw += b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    async with running_fleet() as fleet:
+        (answer,) = answers(await answered(fleet.gateway.address, raw), "POST")
+        assert answer[0] == 400
+        assert answer[1]["request-id"] == "mine"
+        body = json.loads(answer[2])
+        assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages"])
+async def test_a_body_with_broken_chunks_is_a_bad_request(path: bytes) -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        received = await answered(fleet.gateway.address, head + b"3\r\n{ \n\r\nzz\r\n" + SMUGGLED)
+        (answer,) = answers(received, "POST")
+        assert (answer[0], answer[1]["x-cortex-code"]) == (400, "bad_request")
+        assert fleet.neurons["a"].inference == []
+
+
+async def test_a_request_on_its_way_when_the_gateway_closes_is_answered() -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        reader, writer = await asyncio.open_connection(*fleet.gateway.address)
+        writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+        closing = asyncio.ensure_future(fleet.gateway.close())
+        await asyncio.sleep(0)
+        writer.write(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        (answer,) = answers(await reader.read(), "GET")
+        assert (answer[0], answer[1]["connection"]) == (503, "close")
+        await closing
+        writer.close()
+        await writer.wait_closed()

@@ -17,6 +17,7 @@ from cortexd.config.neuron import Agent, Paths
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LoadRequest, UnloadRequest
 from tests.neuron.engines import GUARD, FakeHarness, local, running_neuron, until
+from tests.proxy.raw import answered, answers
 
 
 async def echo(request: web.BaseRequest) -> web.StreamResponse:
@@ -202,6 +203,8 @@ INFERENCE = "/v1/chat/completions"
         ("POST", INFERENCE, "", 400, "invalid_json"),
         ("POST", INFERENCE, "[" * 100_000, 400, "missing_model"),
         ("GET", INFERENCE, "", 405, "method_not_allowed"),
+        ("POST", "/v1/", '{"model":"a"}', 404, "unknown_route"),
+        ("POST", "/v1", '{"model":"a"}', 404, "unknown_route"),
         ("POST", "/v1/../slots", '{"model":"a"}', 404, "unknown_route"),
         ("POST", "/v1/%2e%2e/slots", '{"model":"a"}', 404, "unknown_route"),
         ("POST", "/v1/x%2F..%2Fslots", '{"model":"a"}', 404, "unknown_route"),
@@ -318,3 +321,58 @@ async def test_a_failure_of_our_own_is_an_envelope_and_one_traceback_in_the_log(
             assert answer.status == 500
             assert (await answer.json())["code"] == "internal_error"
         assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/models/load", 405, "method_not_allowed"),
+        ("POST", "/models", 405, "method_not_allowed"),
+        ("POST", "/models/a/endpoint", 405, "method_not_allowed"),
+        ("GET", "/models/endpoint", 404, "unknown_route"),
+        ("GET", "/models//endpoint", 404, "unknown_route"),
+        ("GET", "/models/b/endpoint", 404, "model_not_found"),
+        ("GET", "/models/a", 404, "unknown_route"),
+        ("GET", "/health/", 404, "unknown_route"),
+    ],
+)
+async def test_only_what_is_listed_is_a_route(
+    method: str, path: str, status: int, code: str
+) -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness()) as (neuron, session),
+        session.request(method, URL(neuron.url + path, encoded=True)) as answer,
+    ):
+        assert answer.status == status
+        assert (await answer.json())["code"] == code
+
+
+async def test_head_is_get_without_a_body() -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness()) as (_, session),
+        session.head("/models") as answer,
+    ):
+        assert answer.status == 200
+        assert int(answer.headers["Content-Length"]) > 0
+        assert await answer.read() == b""
+
+
+async def test_a_body_over_the_bound_is_refused_in_the_callers_envelope() -> None:
+    async with running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (neuron, session):
+        neuron._listener.server._max_body = 10  # type: ignore[union-attr]
+        async with session.post("/v1/completions", json={"model": "a"}) as answer:
+            assert answer.status == 413
+            assert (await answer.json())["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("path", ["/models/load", "/v1/completions"])
+async def test_bad_http_is_refused_in_the_callers_envelope(path: str) -> None:
+    raw = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    harness = FakeHarness(serve=echo)
+    async with running_neuron(local("a"), harness=harness) as (neuron, _):
+        (answer,) = answers(await answered(neuron.address, raw.encode() * 2), "POST")
+        assert answer[0] == 400
+        said = json.loads(answer[2])
+        assert (said if "code" in said else said["error"])["code"] == "bad_request"
+        assert isinstance(said["error"], str) == (path == "/models/load")
+        assert harness.events == []

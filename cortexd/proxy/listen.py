@@ -1,0 +1,146 @@
+"""Opening the listening sockets of a DoorServer, and closing them without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+from contextlib import suppress
+from typing import Final
+
+from aiohttp import web
+
+from cortexd.proxy.door import DoorServer
+
+BACKLOG: Final = 1024
+# Bytes that the kernel takes before it calls a socket full: else it would hide megabytes of a
+# stalled client's answer where no back-pressure sees them. Accepted sockets inherit it.
+UNSENT: Final = 16 << 10
+# Seconds in which a client that keeps its connection alive gets an answer that says it's the last.
+GRACE: Final = 1.0
+
+RESERVED: Final = 256  # descriptors for everything but inference: nodes, logs, listeners, a shell
+FEWEST: Final = 256  # connections that make a gateway worth starting
+
+
+class TooFewDescriptors(Exception):
+    """The limit on open files leaves too little; the message says what to change."""
+
+
+def connection_cap() -> int:
+    """How many connections this process may accept: each may need a second one, upstream.
+
+    Raises the limit on open files as far as it goes first. Raises TooFewDescriptors.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # where the hard limit is beyond the kernel's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 20
+    cap = (soft - RESERVED) // 2
+    if cap < FEWEST:
+        needed = RESERVED + 2 * FEWEST
+        raise TooFewDescriptors(
+            f"at most {soft} files may be open, {needed} are needed; raise the limit "
+            "(LimitNOFILE= in the unit, or ulimit -Hn)"
+        )
+    return cap
+
+
+class Listener:
+    """A server that listens. `address` is where: (host, port)."""
+
+    def __init__(
+        self, server: DoorServer, runner: web.ServerRunner, address: tuple[str, int], timeout: float
+    ) -> None:
+        self.server = server
+        self.address = address
+        self._runner = runner
+        self._timeout = timeout
+
+    async def stop(self) -> None:
+        """Take no new connections, and let go those that are open."""
+        self.server.leave()
+        for site in self._runner.sites:
+            await site.stop()
+
+    async def close(self) -> None:
+        """Let clients go, stop listening, let running answers end, cut what is left.
+
+        Takes GRACE and the shutdown timeout at most.
+        """
+        # Closing idle connections outright would lose the requests that are on their way on them.
+        self.server.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await self.server.wait_gone()
+        await self.stop()
+        cut = asyncio.get_running_loop().call_later(self._timeout, self.server.abort)
+        try:
+            await self._runner.cleanup()
+            # Answers that are whole, but not yet sent.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout + GRACE):
+                    await self.server.wait_gone()
+        finally:
+            cut.cancel()
+
+
+async def listen(server: DoorServer, host: str, port: int, *, shutdown_timeout: float) -> Listener:
+    """Listen at `host` ("": every interface) and `port` (0: a free one).
+
+    shutdown_timeout: seconds that running answers get when the listener closes.
+    Raises OSError, for a taken port for instance.
+    """
+    sockets = await _open(host, port)
+    # aiohttp waits up to twice its own timeout; ours cuts the connections before that.
+    runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout + GRACE)
+    await runner.setup()
+    for sock in sockets:
+        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+    bound = sockets[0].getsockname()
+    return Listener(server, runner, (bound[0], bound[1]), shutdown_timeout)
+
+
+async def _open(host: str, port: int) -> list[socket.socket]:
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                sockets.append(_bound(family, (address[0], port, *address[2:])))
+            except OSError as error:
+                # A kernel without IPv6 may still find addresses of it.
+                if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL} or len(found) < 2:
+                    raise
+            else:
+                port = sockets[0].getsockname()[1]
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, "no such address on this machine")
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _bound(family: int, address: tuple[str | int, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # IPv4 has a socket of its own
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

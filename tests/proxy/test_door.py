@@ -1,0 +1,484 @@
+"""Accepted connections: slow peers, back-pressure, the cap, and answers for handlers that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from cortexd.proxy import door as doors
+from cortexd.proxy.door import DoorServer, Limits
+from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
+from tests.proxy.raw import (
+    PATIENT,
+    Site,
+    answered,
+    answers,
+    connected,
+    open_site,
+    until,
+)
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+HEAD = b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+SHORT = 0.05  # seconds
+
+
+def short(**limits: float) -> Limits:
+    """One limit short, the others never met."""
+    return Limits(**{name: limits.get(name, 3600) for name in Limits.__slots__})
+
+
+class Sink:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pause(self) -> None:
+        self.told.append("pause")
+
+    def resume(self) -> None:
+        self.told.append("resume")
+
+
+class Written(web.StreamResponse):
+    """An answer that was written to the transport already."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # type: ignore[override]
+        self._keep_alive = request.keep_alive
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        pass
+
+
+# Deadlines.
+
+
+@pytest.mark.parametrize(
+    ("limits", "sent"),
+    [
+        (short(head=SHORT), b""),
+        (short(head=SHORT), b"GET / HT"),
+        (short(head=SHORT), b"\r\n"),
+        (short(head=SHORT), GET + b"GET / HTTP/1.1\r\n"),
+        (short(body=SHORT), POST),
+        (short(body=SHORT), POST + b"12345"),
+        (short(body=SHORT), GET + POST + b"12345"),
+        (short(idle=SHORT), GET),
+        (short(idle=SHORT), GET + b"\r\n"),
+    ],
+)
+async def test_a_client_that_falls_silent_is_cut(limits: Limits, sent: bytes) -> None:
+    async with open_site(limits=limits) as site, connected(site.address) as client:
+        for part in sent.partition(GET):
+            client.send(part)
+            if part == GET:
+                await client.read_until(b"hello")
+        await client.read_to_end()
+        await until(lambda: not site.server.doors)
+        if POST in sent:
+            await until(site.cancelled.is_set)
+        assert b"HTTP/1.1 4" not in client.received
+
+
+async def test_a_head_that_drips_is_cut_in_the_middle() -> None:
+    async with open_site(limits=short(head=SHORT)) as site, connected(site.address) as client:
+        client.send(b"GET / HTTP/1.1\r\n")
+
+        async def drip() -> None:
+            while True:
+                client.send(b"X: y\r\n")
+                await asyncio.sleep(SHORT / 10)
+
+        dripping = asyncio.ensure_future(drip())
+        await client.read_to_end()
+        dripping.cancel()
+        assert site.handled == []
+
+
+async def test_every_byte_of_a_body_gives_the_client_more_time() -> None:
+    async with (
+        open_site(limits=short(body=100)) as site,
+        connected(site.address) as client,
+    ):
+        client.send(POST + b"1")
+        await until(lambda: bool(site.handled) and site.door._gate.awaits == "body")
+        gate: Any = site.door._gate
+        first = gate.since
+        client.send(b"2")
+        await until(lambda: gate.since > first)
+        assert not site.door.is_late(first + 100.0001)
+        assert not site.door.is_late(gate.since + 99)
+        assert site.door.is_late(gate.since + 101)
+
+
+async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
+    async with open_site(limits=short(head=100)) as site, connected(site.address) as client:
+        client.send(GET)
+        await client.read_until(b"hello")
+        door, gate = site.door, cast(Any, site.door._gate)
+        assert not door.is_late(gate.since + 1000)  # between two requests nothing is due
+        client.send(b"GET / ")
+        await until(lambda: gate.awaits == "head")
+        first = gate.since
+        size = gate._head
+        client.send(b"HTTP/1.1\r\n")
+        await until(lambda: gate._head > size)
+        assert gate.since == first
+        assert not door.is_late(first + 99)
+        assert door.is_late(first + 101)
+
+
+async def test_half_a_head_behind_a_long_answer_does_not_cost_that_answer() -> None:
+    is_let_go = asyncio.Event()
+
+    async def hold(request: web.BaseRequest) -> web.Response:
+        await is_let_go.wait()
+        return web.Response(body=b"whole")
+
+    async with open_site(hold, limits=short(head=100)) as site, connected(site.address) as client:
+        client.send(GET)
+        await until(lambda: bool(site.handled))
+        client.send(b"GET / HTTP/1.1\r\n")
+        await until(lambda: site.door._gate.awaits == "head")
+        now = asyncio.get_running_loop().time()
+        assert not site.door.is_late(now + 1000)
+        is_let_go.set()
+        await client.read_until(b"whole")
+        assert not site.door.is_late(now + 1099)
+        assert site.door.is_late(now + 1101)
+
+
+async def test_a_body_that_we_do_not_read_is_not_the_clients_delay() -> None:
+    is_let_go = asyncio.Event()
+
+    async def hold(request: web.BaseRequest) -> web.Response:
+        await is_let_go.wait()
+        return web.Response(body=str(len(await request.read())).encode())
+
+    size = 1 << 20
+    async with open_site(hold, limits=short(body=100)) as site, connected(site.address) as client:
+        client.send(POST.replace(b"10", b"%d" % size) + bytes(size))
+        await until(lambda: bool(site.server.doors) and not site.door._wire.is_reading())  # type: ignore[union-attr]
+        now = asyncio.get_running_loop().time()
+        assert not site.door.is_late(now + 1000)
+        is_let_go.set()
+        await client.read_until(str(size).encode())
+
+
+async def fill(request: web.BaseRequest) -> int:
+    """Write until bytes stay behind in the client's transport, turn after turn of the loop."""
+    transport = request.transport
+    assert transport is not None
+    sent = 0
+    while transport.get_write_buffer_size() < 1 << 15:
+        transport.write(bytes(1 << 13))
+        sent += 1 << 13
+        await asyncio.sleep(0)
+    request.writer.output_size = sent
+    return sent
+
+
+async def stall_streaming(request: web.BaseRequest) -> web.StreamResponse:
+    await fill(request)
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def stall_at_the_end(request: web.BaseRequest) -> web.StreamResponse:
+    await fill(request)
+    return Written()
+
+
+async def stall_in_aiohttp(request: web.BaseRequest) -> web.StreamResponse:
+    return web.Response(body=bytes(32 << 20))
+
+
+@pytest.mark.parametrize("handler", [stall_streaming, stall_at_the_end, stall_in_aiohttp])
+@pytest.mark.parametrize("sent", [GET, LAST])
+async def test_a_client_that_takes_nothing_is_cut(
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], sent: bytes
+) -> None:
+    async with (
+        open_site(handler, limits=short(stall=SHORT)) as site,
+        connected(site.address, receive_buffer=4096) as client,
+    ):
+        client.send(sent)
+        await until(lambda: bool(site.handled))
+        await until(lambda: not site.server.doors)
+        if handler is stall_streaming:
+            await until(site.cancelled.is_set)
+
+
+async def test_a_client_that_takes_a_little_now_and_then_is_not_cut() -> None:
+    async with (
+        open_site(stall_streaming, limits=short(stall=100)) as site,
+        connected(site.address, receive_buffer=4096) as client,
+    ):
+        client.send(GET)
+        await until(lambda: bool(site.server.doors) and site.door._wire is not None)
+        wire = site.door._wire
+        assert wire is not None
+        await until(lambda: wire.get_write_buffer_size() >= 1 << 15)
+        before = wire.get_write_buffer_size()
+        assert not site.door.is_late(0)
+        assert site.door.is_late(101)
+        while wire.get_write_buffer_size() == before:
+            await client.read()
+        assert not site.door.is_late(101)
+        assert not site.door.is_late(200)
+
+
+async def test_silent_clients_do_not_keep_others_waiting() -> None:
+    async with open_site() as site:
+        silent = [connected(site.address) for _ in range(80)]
+        clients = [await each.__aenter__() for each in silent]
+        for client in clients:
+            client.send(POST)
+        await until(lambda: len(site.handled) == len(silent))
+        assert b"hello" in await answered(site.address, LAST)
+        for each in silent:
+            await each.__aexit__(None, None, None)
+
+
+# Back-pressure.
+
+
+async def test_the_sink_is_told_when_the_client_stalls_and_when_it_goes_on() -> None:
+    sink = Sink()
+
+    async def stream(request: web.BaseRequest) -> web.StreamResponse:
+        protocol: Any = request.protocol
+        protocol.sink = sink
+        transport = request.transport
+        assert transport is not None
+        assert transport.get_write_buffer_limits() == (doors.LOW_WATER, doors.HIGH_WATER)  # type: ignore[attr-defined]
+        size = 0
+        while not sink.told:
+            assert transport.get_write_buffer_size() <= doors.HIGH_WATER
+            transport.write(bytes(1 << 13))
+            size = transport.get_write_buffer_size()
+            await asyncio.sleep(0)
+        assert size > doors.HIGH_WATER
+        await until(lambda: len(sink.told) > 1)
+        assert transport.get_write_buffer_size() <= doors.LOW_WATER
+        request.writer.output_size = 1
+        protocol.abort()
+        return Written()
+
+    async with (
+        open_site(stream) as site,
+        connected(site.address, receive_buffer=4096) as client,
+    ):
+        client.send(GET)
+        await until(lambda: bool(sink.told))
+        await client.read_to_end()
+        assert sink.told == ["pause", "resume"]
+
+
+async def test_without_a_sink_pausing_is_aiohttps_own() -> None:
+    body = bytes(8 << 20)
+
+    async def large(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(body=body)
+
+    async with open_site(large) as site:
+        received = await answered(site.address, LAST)
+        assert received.endswith(body)
+
+
+# Answers.
+
+
+async def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> None:
+    async with open_site() as site:
+        first, second, third = answers(
+            await answered(site.address, HEAD + HEAD + LAST), "HEAD", "HEAD", "GET"
+        )
+        assert (first[0], first[1]["content-length"]) == (200, "5")
+        assert first[2] == second[2] == b""
+        assert third[2] == b"hello"
+
+
+async def test_a_refused_head_request_has_no_body_either() -> None:
+    async with open_site() as site:
+        raw = HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
+        (answer,) = answers(await answered(site.address, raw), "HEAD")
+        assert (answer[0], answer[2]) == (400, b"")
+
+
+async def test_a_handler_that_fails_is_answered_once_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(request: web.BaseRequest) -> web.StreamResponse:
+        raise ZeroDivisionError("s3cret")
+
+    async with open_site(fail) as site:
+        received = await answered(site.address, GET + GET)
+        (answer,) = answers(received, "GET")
+        assert (answer[0], answer[1]["x-code"]) == (500, "internal_error")
+        assert b"s3cret" not in received
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("cortexd.proxy.door", "ERROR")
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_after_the_first_byte_a_failure_cuts_the_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
+        request.writer.output_size = 1
+        await is_read.wait()
+        raise ZeroDivisionError
+
+    is_read = asyncio.Event()
+    async with open_site(fail) as site, connected(site.address) as client:
+        client.send(GET + GET)
+        await client.read_until(b"begun")
+        is_read.set()
+        assert (await client.read_to_end()).endswith(b"begun")
+        assert len(site.handled) == 1
+    assert site.refused == []
+    assert len(caplog.records) == 1
+
+
+async def test_a_body_over_the_bound_is_the_handlers_to_answer() -> None:
+    async def read(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return web.Response(status=413)
+        return web.Response()
+
+    async with open_site(read, max_body=9) as site, connected(site.address) as client:
+        client.send(POST + b"1234567890" + POST + b"123456789")
+        await client.read_until(b" 413 ")
+        assert b" 200 " not in client.received
+
+
+async def test_compressed_bodies_arrive_as_they_are() -> None:
+    body = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+    raw = POST.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n")
+    async with open_site() as site:
+        await answered(site.address, raw + body)
+        assert site.handled[0][2] == body
+
+
+# The server.
+
+
+async def test_a_door_lives_by_the_limits_it_was_given() -> None:
+    limits = Limits(1, 2, 3, 4, 5)
+    async with open_site(limits=limits) as site, connected(site.address) as client:
+        client.send(GET)
+        await client.read_until(b"hello")
+        door = site.door
+        assert door._limits is limits
+        assert door.keepalive_timeout == 4
+        assert door._lingering_time == 5
+        assert (door.max_line_size, door.max_headers) == (MAX_TARGET, MAX_FIELDS)
+        assert door.max_field_size == MAX_HEAD
+        assert door._read_bufsize == doors.READ_BUFFER
+        assert door.access_logger is None
+        assert site.server.handler_cancellation
+
+
+def test_the_limits_are_what_is_documented() -> None:
+    assert Limits() == Limits(head=10, body=30, stall=60, idle=75, linger=5)
+    assert (MAX_TARGET, MAX_HEAD, MAX_FIELDS) == (8192, 32768, 100)
+    assert (doors.HIGH_WATER, doors.LOW_WATER) == (65536, 16384)
+
+
+async def test_a_misspelt_limit_is_an_error() -> None:
+    site: Any = Site(None)
+    with pytest.raises(TypeError):
+        Limits(haed=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        DoorServer(
+            site.handle,
+            site.refuse,
+            max_body=1,
+            max_connections=1,
+            keepalive_timeuot=1,  # type: ignore[call-arg]
+        )
+
+
+async def test_connections_over_the_cap_are_told_so_and_cost_nobody_else_anything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    async with open_site(max_connections=2) as site:
+        async with connected(site.address) as first, connected(site.address) as second:
+            await until(lambda: len(site.server.doors) == 2)
+            for _ in range(3):
+                (answer,) = answers(await answered(site.address), "GET")
+                assert (answer[0], answer[2]) == (503, b"overloaded -")
+                assert answer[1]["connection"] == "close"
+            assert site.refused == ["overloaded"] * 3
+            for client in (first, second):
+                client.send(GET)
+                await client.read_until(b"hello")
+        await until(lambda: not site.server.doors)
+        assert b"hello" in await answered(site.address, LAST)
+    assert not [record for record in caplog.records if record.name != "asyncio"]
+
+
+async def test_a_server_that_leaves_says_so_in_every_answer() -> None:
+    async with open_site() as site, connected(site.address) as client:
+        client.send(GET)
+        await client.read_until(b"hello")
+        site.server.leave()
+        client.send(GET + GET)
+        first, second = answers(await client.read_to_end(), "GET", "GET")
+        assert "connection" not in first[1]
+        assert second[1]["connection"] == "close"
+        assert len(site.handled) == 2
+
+
+async def test_the_sweeper_rests_when_nobody_is_there() -> None:
+    async with open_site(limits=short(head=SHORT)) as site:
+        assert site.server._sweeper is None
+        async with connected(site.address) as client:
+            await client.read_to_end()
+        await until(lambda: site.server._sweeper is None)
+
+
+async def test_a_client_that_is_cut_frees_what_was_held_for_it() -> None:
+    async with open_site(stall_streaming, limits=PATIENT) as site:
+        async with connected(site.address) as client:
+            client.send(GET)
+            await until(lambda: bool(site.handled))
+        await until(site.cancelled.is_set)
+        await until(lambda: not site.server.doors)
+
+
+async def test_a_connection_that_has_ended_is_freed_without_the_collector() -> None:
+    def count() -> int:
+        return sum(isinstance(each, doors.Door) for each in gc.get_objects())
+
+    async with open_site() as site:
+        await answered(site.address, LAST)
+        await until(lambda: not site.server.doors)
+        gc.collect()
+        before = count()
+        gc.disable()
+        try:
+            for sent in (LAST, GET, POST, POST + b"1234567890", b""):
+                async with connected(site.address) as client:
+                    client.send(sent)
+                    await until(lambda: bool(site.server.doors))
+                    if sent not in (b"", POST):
+                        await client.read()
+                await until(lambda: not site.server.doors)
+            await until(lambda: count() == before)  # its task ends a turn later
+        finally:
+            gc.enable()
