@@ -1,1 +1,1 @@
-"""Measurements that the project keeps; run by hand: `python -m bench --help`."""
+"""Measurements that the project keeps; run by hand: `python -m bench` lists them."""

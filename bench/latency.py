@@ -11,7 +11,8 @@ from bench.processes import Companion, Processes
 from bench.pumping import add_common, start_subjects, whole
 from bench.subjects import start_upstream
 
-EVENTS = 3  # of a stream; the first comes at once, and is what is timed
+EVENTS = 1  # of a stream; it comes at once, and is what is timed
+PACE = 0.04  # seconds, at most, until the end of the stream
 TARGETS = {"cortexd": "p50 ≤ 0.35, p99 ≤ 1.5"}
 
 
@@ -19,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options."""
     add_common(parser)
     parser.add_argument(
-        "--requests", type=int, default=300, help="of each subject in a round (default: 300)"
+        "--requests", type=int, default=150, help="of each subject in a round (default: 150)"
     )
 
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     direct: dict[str, list[float]] = {}
     through: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="cortexd-bench-") as folder, Processes() as processes:
-        [upstream] = start_upstream(processes, "--events", EVENTS, "--pace", 0.002)
+        [upstream] = start_upstream(processes, "--events", EVENTS, "--pace", PACE)
         load = Companion(processes, "bench.load")
         subjects = start_subjects(processes, upstream, Path(folder), args)
         for _ in range(args.rounds):

@@ -39,7 +39,7 @@ class Processes:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        self._before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         return self
 
     def __exit__(
@@ -50,6 +50,7 @@ class Processes:
     ) -> None:
         for process in reversed(self._running):
             self.stop(process)
+        signal.signal(signal.SIGTERM, self._before)
 
     def start(
         self,

@@ -40,8 +40,9 @@ class Options:
 class Wheel:
     """Paces all streams with one timer. Each keeps its slot, and gets a turn once per pace.
 
-    The slots are filled in turn, so that streams which begin together do not speak together: the
-    cheapest case for a proxy would be hundreds of chunks in one wake-up, which no engine gives it.
+    A new stream's first turn comes after one tick more than the last one's, so that streams which
+    begin together do not speak together: the cheapest case for a proxy would be hundreds of chunks
+    in one wake-up, which no fleet of engines gives it.
     """
 
     def __init__(self, pace: float) -> None:
@@ -49,15 +50,15 @@ class Wheel:
         self._slots: list[list[Conversation]] = [[] for _ in range(slots)]
         self._tick = pace / slots
         self._turn = 0
-        self._next_slot = 0
+        self._offset = 0
         self._loop = asyncio.get_running_loop()
         self._due = self._loop.time()
         self._run()
 
     def add(self, stream: Conversation) -> None:
         """Let `stream` send once per pace, until its `send_next` is false."""
-        self._slots[self._next_slot].append(stream)
-        self._next_slot = (self._next_slot + 1) % len(self._slots)
+        self._slots[(self._turn + self._offset) % len(self._slots)].append(stream)
+        self._offset += 1
 
     def _run(self) -> None:
         now = self._loop.time()
