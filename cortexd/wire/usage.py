@@ -96,14 +96,14 @@ def from_stream(tail: bytes, head: bytes = b"") -> Usage | None:
     """Counts of an SSE answer, from its last bytes: the last event that carries any.
 
     Anthropic splits them over two events: the prompt's stand in `message_start`, at the very
-    beginning (`head`), the completion's in `message_delta`, at the end.
+    beginning (`head`, or `tail` when that is all), the completion's in `message_delta`, at the end.
     """
     timings: Usage | None = None
     for event in _events(tail):
         for holder in (event, event.response, event.message):
             if holder and holder.usage and (found := _usage(holder.usage)):
                 if holder.usage.input_tokens is None and holder.usage.prompt_tokens is None:
-                    return _joined(found, head)
+                    return _joined(found, head or tail)
                 return found
         if timings is None and event.timings:
             timings = _usage(event.timings)
