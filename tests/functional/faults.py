@@ -160,7 +160,7 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport: asyncio.Transport = transport
         transport.set_write_buffer_limits(0)
-        self._ends: tuple[tuple[str, int], tuple[str, int]] = (
+        self.ends: tuple[tuple[str, int], tuple[str, int]] = (
             transport.get_extra_info("sockname"),
             transport.get_extra_info("peername"),
         )
@@ -218,7 +218,7 @@ class Peer(asyncio.Protocol):
 
     async def wait_drained(self) -> None:
         """Until the other side has read all that was sent."""
-        here, there = self._ends
+        here, there = self.ends
         async with asyncio.timeout(GUARD):
             while queued(here, there)[0] or queued(there, here)[1]:
                 await asyncio.sleep(0.001)
@@ -234,11 +234,13 @@ class Peer(asyncio.Protocol):
             self.gone.set()
 
     async def _play(self) -> None:
+        fresh = True
         while not self.gone.is_set():
-            if not self._origin.is_eager():
+            if not (fresh and self._origin.is_eager()):
                 await self.wait_received(1)
                 if not self._unread:
                     return
+            fresh = False
             script = self._origin.next_script(self)
             if script and not isinstance(script[0], Read):
                 request = await self._request()
@@ -314,7 +316,7 @@ class Origin:
 
     def is_eager(self) -> bool:
         """Whether the next script begins before a request does."""
-        return self._answer is None and self._scripts[0][:1] == (Read(0),)
+        return self._answer is None and next(iter(self._scripts[0]), None) == Read(0)
 
     def next_script(self, peer: Peer) -> Script:
         if self._answer is not None:

@@ -115,7 +115,7 @@ class Client:
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
         parser.send(h11.Request(method=method, target="/", headers=[("Host", "gateway")]))
         parser.send(h11.EndOfMessage())
-        heard, raw = Heard(), bytearray(so_far)
+        heard, raw, body = Heard(), bytearray(so_far), bytearray()
         parser.receive_data(so_far) if so_far else None
         try:
             while not heard.complete:
@@ -136,7 +136,7 @@ class Client:
                     heard.version = event.http_version.decode()
                     heard.headers = _text(list(event.headers))
                 elif isinstance(event, h11.Data):
-                    heard.body += bytes(event.data)
+                    body += event.data
                 elif isinstance(event, h11.EndOfMessage):
                     heard.complete = True
                     heard.trailers = _text(list(event.headers))
@@ -146,7 +146,7 @@ class Client:
             heard.fault = str(error)
         left = bytes(parser.trailing_data[0])
         self.unread[:0] = left
-        heard.raw = bytes(raw[: len(raw) - len(left)])
+        heard.body, heard.raw = bytes(body), bytes(raw[: len(raw) - len(left)])
         heard.ended = self.ended
         return heard
 
@@ -155,8 +155,12 @@ class Client:
         await self.send(request)
         return await self.read_answer(request.split(b" ", 1)[0].decode())
 
+    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Our address and theirs."""
+        return self.sock.getsockname(), self.sock.getpeername()
+
     def leave(self) -> None:
-        """FIN."""
+        """FIN; RST when something is unread."""
         self.sock.close()
 
     def reset(self) -> None:

@@ -10,7 +10,18 @@ import pytest
 from aiohttp import web
 
 from tests.fakes import FakeNeuron
-from tests.functional.faults import Close, Origin, Pause, Read, Reset, Script, Send, Stall, refusing
+from tests.functional.faults import (
+    Close,
+    Drip,
+    Origin,
+    Pause,
+    Read,
+    Reset,
+    Script,
+    Send,
+    Stall,
+    refusing,
+)
 from tests.functional.raw import Heard, post
 from tests.gateway.fleet import running_fleet, until
 from tests.proxy.stage import (
@@ -197,6 +208,16 @@ async def test_broken_chunks_in_the_middle_of_a_body_abort_it(broken: bytes) -> 
         assert b"HTTP/1.1 500" not in heard.raw
         assert (await stage.ask()).body == ANSWER
         assert len(stage.origin.peers) == 2
+
+
+@pytest.mark.parametrize("trailer", [b"Content-Length: 3", b"Transfer-Encoding: x", b"X Bad: 1"])
+async def test_trailers_that_would_frame_the_body_are_dropped_or_abort_it(trailer: bytes) -> None:
+    answer = head(OK, JSON, CHUNKED) + chunks(ANSWER)
+    script = [Send(answer), Drip(b"0\r\n" + trailer + b"\r\n\r\n", (3, 100)), Stall()]
+    async with staged(script) as stage:
+        heard = await stage.ask()
+        assert (heard.status, heard.body) == (200, ANSWER)
+        assert heard.all("content-length") == heard.trailers == []
 
 
 async def test_trailers_without_end_abort_the_answer() -> None:
