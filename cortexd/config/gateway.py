@@ -55,12 +55,16 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_byte_timeout: streams on a loaded replica only; an answer that is not streamed has none.
     idle_timeout: between two bytes of an answer.
     retries: further attempts while nothing of an answer has been sent to the client.
+    ask_usage: have every stream say its token counts; who did not ask for them does not see them.
+    ca_file: certificates to trust for https endpoints in place of the system's.
     """
 
     connect_timeout: Duration = Duration(3)
     first_byte_timeout: Duration = Duration(600)
     idle_timeout: Duration = Duration(300)
     retries: int = 2
+    ask_usage: bool = False
+    ca_file: str | None = None
 
 
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

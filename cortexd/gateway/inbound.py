@@ -16,6 +16,7 @@ class Inbound:
     """One request. `received` is monotonic; `status` is 0 until it is answered.
 
     asked, model: as the caller spelt it, and the concrete id.
+    is_open: something of an answer went out. hides_usage: its stream's token counts are ours alone.
     code: of the refusal, when it was refused.
     """
 
@@ -28,6 +29,7 @@ class Inbound:
     model: str | None = None
     is_stream: bool = False
     is_open: bool = False
+    hides_usage: bool = False
     route: RouteDecision | None = None
     carried: Carried | None = None
     status: int = 0

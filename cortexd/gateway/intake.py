@@ -34,6 +34,7 @@ class _Model(msgspec.Struct):
 _decode_view: Final = msgspec.json.Decoder(RequestView).decode
 _decode_model: Final = msgspec.json.Decoder(_Model).decode
 _decode_raw: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_options: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).decode
 
 
 def request_id(request: web.BaseRequest) -> str:
@@ -88,6 +89,20 @@ def with_model(body: bytes, model: str, content_type: str = "application/json") 
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid_json(error) from error
     fields["model"] = msgspec.Raw(new)
+    return msgspec.json.encode(fields)
+
+
+def with_usage(body: bytes) -> bytes | None:
+    """The body of a stream that asks for its token counts; None: it did so by itself."""
+    try:
+        fields = _decode_raw(body)
+        options = _decode_options(fields.get("stream_options", b"null")) or {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # whatever that is, it is the engine's to refuse
+    if bytes(options.get("include_usage", b"")) == b"true":
+        return None
+    options["include_usage"] = msgspec.Raw(b"true")
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
     return msgspec.json.encode(fields)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Final
 
 from aiohttp import web
 
@@ -16,7 +17,7 @@ from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.bodies import Bodies, Hold
 from cortexd.gateway.inbound import Inbound
-from cortexd.gateway.intake import parse_view, with_model
+from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
@@ -24,6 +25,10 @@ from cortexd.proxy.connection import UpstreamFault
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
+from cortexd.wire.sse import UsageRemover
+
+# Where a stream says its token counts only on request.
+TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 class Relay:
@@ -79,7 +84,13 @@ class Relay:
         view = parse_view(body, content_type)
         model = self._registry.snapshot.catalogue.resolve(view.model)
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
-        return body if model == view.model else with_model(body, model, content_type)
+        if model != view.model:
+            body = with_model(body, model, content_type)
+        if self._config.upstream.ask_usage and view.stream and inbound.path in TELLS_WHEN_ASKED:
+            asking = with_usage(body)
+            inbound.hides_usage = asking is not None
+            body = asking or body
+        return body
 
     async def _carry(self, inbound: Inbound, body: bytes, splice: Splice) -> Carried:
         attempts = Attempts(self._dispatcher, inbound.model or "", self._config.upstream.retries)
@@ -126,6 +137,7 @@ class Relay:
             idle_timeout=upstream.idle_timeout,
             is_fresh=attempts.is_fresh,
             declines=lambda status: attempts.declines(route, status),
+            remover=UsageRemover() if inbound.hides_usage else None,
             last_words=lambda fault: last_words(
                 _interrupted(fault, route), inbound.path, inbound.request_id
             ),

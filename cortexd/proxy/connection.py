@@ -126,6 +126,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Send a request; `receiver` is told of its answer."""
+        if not self.is_open:  # since it was made or taken
+            receiver.failed(UpstreamFault("unsent", "it closed the connection"))
+            return
         self.uses += 1
         self._answer = _Answer(receiver)
         if len(body) <= _JOINED:
@@ -310,8 +313,11 @@ class _Answer:
             self._fields, self._reason = [], b""
             return
         length, is_chunked, is_event_stream = _framing(self._fields)
-        if is_chunked and version == "1.0":
-            raise UpstreamFault("invalid", "it sends chunks with HTTP/1.0")
+        if is_chunked:
+            if version == "1.0":
+                raise UpstreamFault("invalid", "it sends chunks with HTTP/1.0")
+            # Legal before an extension: RFC 9112, section 7.1.1.
+            self.parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
         if status in _BODILESS:
             length = 0
         self.is_until_close = length is None and not is_chunked
@@ -333,9 +339,10 @@ def _framing(fields: Fields) -> tuple[int | None, bool, bool]:
     for name, value in fields:
         match name.lower():
             case b"content-length":
-                if not value.isdigit() or length not in (None, int(value)):
+                digits = value.strip(b" \t")
+                if not digits.isdigit() or length not in (None, int(digits)):
                     raise UpstreamFault("invalid", "its Content-Length is none")
-                length = int(value)
+                length = int(digits)
             case b"transfer-encoding":
                 if is_chunked or value.strip().lower() != b"chunked":
                     raise UpstreamFault("invalid", "its Transfer-Encoding is not chunked")

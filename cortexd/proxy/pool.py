@@ -95,7 +95,9 @@ class Pool:
         return connection
 
     def give(self, connection: Connection) -> None:
-        """Keep it for another use."""
+        """Keep it for another use, if it still stands."""
+        if not connection.is_open:
+            return
         connection.idle_since = asyncio.get_running_loop().time()
         if not self._idle:
             self._sweeper.watch(self)

@@ -42,7 +42,8 @@ def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path
     shown = load_gateway(file, {})
     default = gateway.Config()
     assert msgspec.structs.replace(shown.gateway, metrics_listen=None) == default.gateway
-    for table in ("polling", "loading", "upstream", "security"):
+    assert msgspec.structs.replace(shown.upstream, ca_file=None) == default.upstream
+    for table in ("polling", "loading", "security"):
         assert getattr(shown, table) == getattr(default, table)
     file.write_text(uncommented((ROOT / "etc/neuron.toml").read_text()))
     assert load_neuron(file, {}).models
