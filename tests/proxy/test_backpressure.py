@@ -6,8 +6,8 @@ less what lies in the four sockets' queues and what the client has read.
 
 from __future__ import annotations
 
-import asyncio
 import random
+from contextlib import AsyncExitStack
 from functools import cache
 
 import pytest
@@ -138,18 +138,15 @@ async def test_a_stalled_client_reads_all_that_came_before_the_upstream_died() -
 
 async def test_many_stalled_clients_stop_many_upstreams_and_nobody_else() -> None:
     origin = Origin(script("sse"), send_buffer=SMALL)
-    async with staged(origin=origin) as stage:
-        clients = [stage.client(receive_buffer=SMALL) for _ in range(8)]
-        opened = [await client.__aenter__() for client in clients]
-        try:
-            for client in opened:
-                await client.send(post(ASKED_STREAM))
-            for client in opened:
-                await client.read_until(b"\r\n\r\n")
-            heard = await stage.ask(ASKED_STREAM)
-            assert heard.body == body()
-            assert all(peer.sent < SIZE for peer in origin.peers[:8])
-        finally:
-            for client in clients:
-                await client.__aexit__(None, None, None)
-        await asyncio.gather(*(peer.wait_gone() for peer in origin.peers[:8]))
+    async with staged(origin=origin) as stage, AsyncExitStack() as stack:
+        streams = []
+        for _ in range(8):
+            client = await stack.enter_async_context(stage.client(receive_buffer=SMALL))
+            await client.send(post(ASKED_STREAM))
+            answer = await client.read_until(b"\r\n\r\n")
+            streams.append((origin.peers[-1], client, len(answer) + len(client.unread)))
+        assert (await stage.ask(ASKED_STREAM)).body == body()
+        assert max(held(*stream) for stream in streams) <= MOST_HELD
+        for peer, client, _ in streams:
+            client.reset()
+            await peer.wait_gone()
