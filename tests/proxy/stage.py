@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cortexd.config.gateway import Config, Polling, Upstream
 from cortexd.config.units import Duration
+from cortexd.daemon.access import AccessLog
 from tests.fakes import FakeNeuron
 from tests.functional.faults import Origin, Peer, Script
 from tests.functional.raw import Client, Heard, connected, post
@@ -125,13 +126,14 @@ async def staged(
     model: str = "m",
     aliases: dict[str, str] | None = None,
     origin: Origin | None = None,
+    access: AccessLog | None = None,
 ) -> AsyncIterator[Stage]:
     """A gateway before one node whose model an `Origin` serves by these scripts."""
     origin = origin or Origin(*scripts)
     async with (
         origin.running(),
         running_fleet(
-            a=served_by(origin.url, model=model), config=config, aliases=aliases
+            a=served_by(origin.url, model=model), config=config, aliases=aliases, access=access
         ) as fleet,
     ):
         yield Stage(fleet, origin)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import io
+import json
 
 import pytest
 
+from cortexd.daemon.access import AccessLog
 from tests.functional.faults import GUARD, Origin, Read, Send, Stall, Step, black_hole
 from tests.functional.raw import Client, connected, post
 from tests.gateway.fleet import Fleet, until
@@ -58,10 +60,11 @@ async def is_accounted_for(fleet: Fleet) -> None:
 @pytest.mark.parametrize("asked", [ASKED, ASKED_STREAM], ids=["plain", "stream"])
 @pytest.mark.parametrize("begun", BEGUN)
 async def test_the_upstream_connection_ends_when_the_client_leaves(
-    begun: str, asked: bytes, how: str, caplog: pytest.LogCaptureFixture
+    begun: str, asked: bytes, how: str
 ) -> None:
-    caplog.set_level(logging.INFO)
-    async with staged([*BEGUN[begun], Stall()], [Send(sized())]) as stage:
+    log = io.StringIO()
+    access = AccessLog(log)
+    async with staged([*BEGUN[begun], Stall()], [Send(sized())], access=access) as stage:
         async with stage.client() as client:
             await client.send(post(asked))
             peer = await stage.origin.wait_asked()
@@ -70,8 +73,8 @@ async def test_the_upstream_connection_ends_when_the_client_leaves(
             await leave(client, how)
             await peer.wait_gone()
         await is_accounted_for(stage.fleet)
-        lines = [vars(record) for record in caplog.records if record.name == "cortexd.access"]
-        assert [line["status"] for line in lines] == [499]
+        access.flush()
+        assert [json.loads(line)["status"] for line in log.getvalue().splitlines()] == [499]
         gone = await stage.fleet.metric("cortexd_streams_interrupted_total", by="client")
         assert gone == (begun != "waiting")
         assert await stage.fleet.metric("cortexd_streams_interrupted_total", by="upstream") == 0

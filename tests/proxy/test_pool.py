@@ -88,9 +88,11 @@ async def test_one_that_was_idle_for_too_long_is_not_taken_before_it_is_swept(
 async def test_bytes_that_nobody_asked_for_close_an_idle_connection() -> None:
     script = [Read(0), faults.Send(b"HTTP/1.1 200 OK\r\n\r\n"), Stall()]
     async with pooled(script) as (pool, origin, server):
-        pool.give(await pool.connect(origin, 5))
-        await server.peers[0].wait_gone()
+        connection = await pool.connect(origin, 5)
+        pool.give(connection)
+        await until(lambda: not connection.is_open)
         assert pool.take(origin) is None
+        server.peers[0].transport.resume_reading()  # it sees the end, too
 
 
 async def test_a_refused_connection_says_why() -> None:

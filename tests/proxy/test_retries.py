@@ -158,15 +158,16 @@ async def test_a_silent_upstream_is_not_tried_elsewhere() -> None:
         assert sum(len(node.requests) for node in nodes) == 1
 
 
-async def test_a_connection_that_is_not_made_in_time_is_not_tried_elsewhere() -> None:
+async def test_a_connection_that_is_not_made_in_time_is_tried_elsewhere() -> None:
+    """The other time-outs are not: there, the request may have been seen."""
     good = Origin(GOOD)
     with black_hole() as nowhere:
         async with (
             good.running(),
             replicas(nowhere, good.url, config=upstream(connect_timeout=0.1)) as fleet,
         ):
-            assert is_refusal(await ask(fleet), "upstream_timeout", 504)
-            assert not good.requests
+            assert (await ask(fleet)).body == ANSWER
+            assert len(good.requests) == 1
 
 
 @pytest.mark.parametrize("status", ["HTTP/1.1 429 Too Many Requests", "HTTP/1.1 503 Unavailable"])

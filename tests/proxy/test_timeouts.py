@@ -149,8 +149,10 @@ async def test_a_stream_may_take_any_time_as_long_as_it_goes_on() -> None:
         assert (heard.complete, heard.body) == (True, STREAM)
 
 
-async def test_silence_before_the_first_event_of_a_stream_counts_as_idle() -> None:
-    async with staged([Send(SSE_HEAD), Stall()], config=upstream(idle_timeout=0.1)) as stage:
+async def test_silence_after_the_head_of_a_stream_still_counts_as_its_first_byte() -> None:
+    """Some engines send their head before they have read the prompt."""
+    config = upstream(first_byte_timeout=0.1)
+    async with staged([Send(SSE_HEAD), Stall()], config=config) as stage:
         heard = await stage.ask(ASKED_STREAM)
         assert is_timeout(heard) if heard.status != 200 else died_in_words(heard, CHAT, b"")
         await stage.origin.peers[0].wait_gone()
