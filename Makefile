@@ -22,7 +22,7 @@ lint: $(VENV)/.works ## format, lint, types and floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.works ## the measurements, one table each; ARGS picks one, without it they are listed
+bench: $(VENV)/.works ## the measurements, one table each; ARGS picks them, without it they are listed
 	$(BIN)/python -m bench $(ARGS)
 
 clean: ## back to a fresh clone

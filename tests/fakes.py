@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ class FakeNeuron:
         discovery: dict[str, Any] | None = None,
         host: str = "127.0.0.1",
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.models = dict(models or {})
         self.discovery = {"devices": [GPU] if devices is None else devices} | (discovery or {})
@@ -35,6 +37,7 @@ class FakeNeuron:
         self.started = time.monotonic()
         self.host = host
         self.token = token
+        self.tls = tls
         self.port = 0
         self.calls: list[tuple[str, str, Any]] = []
         self.inference: list[dict[str, Any]] = []
@@ -53,7 +56,7 @@ class FakeNeuron:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     def called(self, method: str, path: str) -> list[Any]:
         """The bodies of the calls of that kind."""
@@ -67,7 +70,8 @@ class FakeNeuron:
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
         )
         await runner.setup()
-        await web.TCPSite(runner, self.host, self.port, backlog=1024).start()
+        site = web.TCPSite(runner, self.host, self.port, backlog=1024, ssl_context=self.tls)
+        await site.start()
         self.port = runner.addresses[0][1]
         try:
             yield self
@@ -122,7 +126,8 @@ class FakeNeuron:
     def _endpoint(self, model: str) -> web.Response:
         if model not in self.models:
             return web.json_response({"error": "no such model"}, status=404)
-        return web.json_response({"url": f"http://localhost:{self.port}"})
+        scheme = "https" if self.tls else "http"
+        return web.json_response({"url": f"{scheme}://localhost:{self.port}"})
 
     async def _infer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         model = body.get("model")

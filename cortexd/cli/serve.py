@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from cortexd.cli.paths import config_path
 
 if TYPE_CHECKING:
+    import ssl
+
     from cortexd.config.gateway import Config
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from cortexd.config.check import load_gateway
     from cortexd.daemon import logs
     from cortexd.daemon.loop import run as run_loop
-    from cortexd.gateway.app import read_tokens
+    from cortexd.gateway.app import read_certificates, read_tokens
 
     path = config_path(args.config, "cortex.toml")
     config = load_gateway(path)
@@ -48,17 +50,22 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, UnicodeDecodeError) as error:
         print(f"{path}: a token_file can't be read: {error}", file=sys.stderr)
         return 78
-    return run_loop(_serve(config, tokens))
+    try:
+        tls = read_certificates(config, path.parent)
+    except OSError as error:
+        print(f"{path}: upstream.ca_file can't be used: {error}", file=sys.stderr)
+        return 78
+    return run_loop(_serve(config, tokens, tls))
 
 
-async def _serve(config: Config, tokens: dict[str, str]) -> int:
+async def _serve(config: Config, tokens: dict[str, str], tls: ssl.SSLContext | None) -> int:
     from cortexd.daemon import loop, notify
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.gateway.app import Gateway
     from cortexd.proxy.listen import TooFewDescriptors
 
-    gateway = Gateway(config, tokens=tokens, access=AccessLog(sys.stderr))
+    gateway = Gateway(config, tokens=tokens, tls=tls, access=AccessLog(sys.stderr))
     try:
         await gateway.start()
     except OSError as error:

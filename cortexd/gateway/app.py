@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -66,16 +67,22 @@ MODEL_PREFIX = "/v1/models/"
 
 
 class Gateway:
-    """One gateway. `start` opens its listeners, `close` ends it; `address` is where it listens."""
+    """One gateway. `start` opens its listeners, `close` ends it; `address` is where it listens.
+
+    tokens: node → the bearer token of its neuron. tls: for https; None: the system's certificates.
+    access: takes the access log.
+    """
 
     def __init__(
         self,
         config: Config,
         *,
         tokens: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
         access: AccessLog | None = None,
     ) -> None:
         self._config = config
+        self._tls = tls
         self._access = access
         self._tokens = dict(tokens or {})
         self._routes: dict[str, dict[str, Handler]] = {}
@@ -92,7 +99,9 @@ class Gateway:
         max_connections = connection_cap()
         self._resolver = Resolver()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, resolver=self._resolver, use_dns_cache=False),
+            connector=aiohttp.TCPConnector(
+                limit=0, resolver=self._resolver, use_dns_cache=False, ssl=self._tls or True
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         self.metrics = Metrics()
@@ -117,7 +126,7 @@ class Gateway:
             allowed_hosts=config.security.allowed_inference_hosts,
             timeout=config.polling.timeout,
         )
-        self._exchange = Exchange(self._resolver)
+        self._exchange = Exchange(self._resolver, self._tls)
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
         accounting = Accounting(
             self.metrics,
@@ -278,6 +287,12 @@ def read_tokens(config: Config, base: Path) -> dict[str, str]:
         for neuron in config.neurons
         if neuron.token_file is not None
     }
+
+
+def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:
+    """Whom to trust behind https, when it is not the system's choice. Raises OSError."""
+    file = config.upstream.ca_file
+    return None if file is None else ssl.create_default_context(cafile=base / file)
 
 
 def _json(inbound: Inbound, content: object, status: int = 200) -> web.Response:

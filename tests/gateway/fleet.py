@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -92,6 +93,7 @@ async def running_fleet(
     wait_settled: bool = True,
     aliases: dict[str, str] | None = None,
     access: AccessLog | None = None,
+    tls: ssl.SSLContext | None = None,
     **neurons: FakeNeuron,
 ) -> AsyncIterator[Fleet]:
     """Start neurons (by name) and a gateway in front of them."""
@@ -112,6 +114,7 @@ async def running_fleet(
                 aliases=aliases or base.aliases,
             ),
             tokens=tokens,
+            tls=tls,
             access=access,
         )
         await gateway.start()
