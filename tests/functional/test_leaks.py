@@ -210,7 +210,8 @@ async def test_a_process_is_as_small_after_traffic_with_faults_as_before(tmp_pat
             assert at.port is not None
             address = (at.hostname, at.port)
 
-            await traffic.send(address, 2000)  # so that every pool, cache and series is there
+            # So that every pool, cache and series is there, and the collector has had its turn.
+            await traffic.send(address, 6000)
             await process.wait_quiet()
             await asyncio.sleep(POOLED)
             idle = process.descriptors + NODES  # a poll may be under way on each
