@@ -58,10 +58,10 @@ async def test_a_connection_that_is_not_made_in_time_is_a_504(asked: bytes) -> N
 async def test_a_stream_whose_first_byte_does_not_come_in_time_is_a_504() -> None:
     async with staged([Stall()], GOOD, config=upstream(first_byte_timeout=0.1)) as stage:
         assert is_timeout(await stage.ask(ASKED_STREAM))
-        await stage.origin.peers[0].wait_gone()
-        await stage.wait_idle()
         assert (await stage.ask()).body == ANSWER
         assert len(stage.origin.peers) == 2, "a late answer would be the next one's"
+        await stage.origin.peers[0].wait_gone()
+        await stage.wait_idle()
 
 
 async def test_an_answer_in_one_piece_has_no_time_out_before_its_first_byte() -> None:

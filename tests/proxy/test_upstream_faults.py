@@ -127,9 +127,9 @@ async def test_a_hostile_head_is_a_502_and_never_a_success(name: str, asked: byt
     async with staged([Send(HOSTILE[name]), Stall()], GOOD) as stage:
         assert is_refusal(await stage.ask(asked))
         assert len(stage.origin.requests) == 1, "an answer has begun: not to be tried again"
-        await stage.origin.peers[0].wait_gone()
         assert (await stage.ask(asked)).body == ANSWER
         assert len(stage.origin.peers) == 2, "nothing of it is pooled"
+        await stage.origin.peers[0].wait_gone()
         await stage.wait_idle()
 
 
@@ -246,10 +246,10 @@ async def test_bytes_after_the_answer_spoil_the_connection_but_not_the_answer(
     async with staged([Send(BODIES[framing] + extra), Stall()], GOOD) as stage:
         heard = await stage.ask()
         assert (heard.status, heard.complete, heard.body) == (200, True, expected)
-        await stage.origin.peers[0].wait_gone()
         heard = await stage.ask()
         assert (heard.status, heard.body) == (200, ANSWER)
-        assert len(stage.origin.peers) == 2
+        assert len(stage.origin.peers) == 2, "at once, not when it has been idle for long"
+        await stage.origin.peers[0].wait_gone()
 
 
 async def test_bytes_that_come_later_on_an_idle_connection_are_nobodys_answer() -> None:
