@@ -186,6 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         if not answer.head_size and _buffer[0] != _H:  # the parser reads RTSP and ICY, too
             self._fail(UpstreamFault("invalid", "its answer is not HTTP"))
             return
+        had_head = answer.has_head
         try:
             answer.parser.feed_data(_buffer[:size])
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -194,8 +195,12 @@ class Connection(asyncio.BufferedProtocol):
             answer.is_reusable = False  # more came than was asked for
         if self._answer is not answer:  # closed while its answer was read
             return
+        if had_head:
+            answer.left -= size
+        elif answer.has_head:
+            answer.weigh(bytes(_buffer[:size]))
         if answer.is_complete:
-            self._finish(answer)
+            self._finish(answer, size)
         elif not answer.has_head or not answer.flush():
             # A head, or trailers or the like: nothing of these may grow for ever.
             answer.head_size += size
@@ -212,9 +217,14 @@ class Connection(asyncio.BufferedProtocol):
         """It is gone."""
         self._ended(exc)
 
-    def _finish(self, answer: _Answer) -> None:
+    def _finish(self, answer: _Answer, size: int) -> None:
         self._answer = None
-        if answer.is_reusable and not self._is_stuck:
+        # The parser swallows line ends between two answers, but a byte too many is one too many.
+        if answer.is_chunked:
+            has_ended = bytes(_buffer[max(0, size - 6) : size]) != b"\r\n\r\n\r\n"
+        else:
+            has_ended = answer.left == 0
+        if answer.is_reusable and has_ended and not self._is_stuck:
             self._home.give(self)
         else:
             self.close()
@@ -249,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
 class _Answer:
     """What the parser calls while it reads one answer; a parser each, so that none inherits state.
 
-    is_until_close: its body ends with the connection.
+    is_until_close: its body ends with the connection. left: bytes of a body with a length to come.
     is_reusable: another request may follow on the connection.
     """
 
@@ -260,9 +270,11 @@ class _Answer:
         "flush",
         "has_head",
         "head_size",
+        "is_chunked",
         "is_complete",
         "is_reusable",
         "is_until_close",
+        "left",
         "on_body",
         "parser",
         "receiver",
@@ -275,13 +287,22 @@ class _Answer:
         self._fields: list[tuple[bytes, bytes]] = []
         self._reason = b""
         self._informational = 0
-        self.head_size = 0
+        self.head_size = self.left = 0
+        self.is_chunked = False
         self.has_head = self.is_complete = self.is_reusable = self.is_until_close = False
         self.parser = HttpResponseParser(self)
 
     def release(self) -> None:
         """Parser and answer hold each other: let go, so that nothing waits for the collector."""
         del self.parser
+
+    def weigh(self, read: bytes) -> None:
+        """Take what a read that ended the head brought of the body from what is left of it."""
+        end = read.find(b"\r\n\r\n")
+        if end < 0 or self._informational:  # it is not known where the body began
+            self.is_reusable, self.left = False, -1
+        else:
+            self.left -= len(read) - end - 4
 
     def on_message_begin(self) -> None:
         """A second answer to one request is none."""
@@ -321,6 +342,7 @@ class _Answer:
         if status in _BODILESS:
             length = 0
         self.is_until_close = length is None and not is_chunked
+        self.is_chunked, self.left = is_chunked, length or 0
         self.has_head = True
         self.receiver.head(Head(status, self._reason, self._fields, length, is_event_stream))
 
