@@ -46,6 +46,7 @@ MODEL_NOT_FOUND = Kind("model_not_found", 404)
 NO_FEASIBLE_NEURON = Kind("no_feasible_neuron", 503, should_retry=False)
 COLD_LOAD_FAILED = Kind("cold_load_failed", 502)  # Retry-After: what is left of the back-off
 MODEL_LOADING = Kind("model_loading", 503, 10)
+LOAD_QUEUE_FULL = Kind("load_queue_full", 503, 5)
 ENDPOINT_RESOLVE_FAILED = Kind("endpoint_resolve_failed", 502, 2)
 ENDPOINT_REFUSED = Kind("endpoint_refused", 502)
 UPSTREAM_FAILED = Kind("upstream_failed", 502, 1)

@@ -154,11 +154,13 @@ class FleetCollector(Collector):
         snapshot: Callable[[], Snapshot],
         ledger: Ledger,
         waiting: Callable[[], dict[str, int]],
+        longest_wait: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self._snapshot = snapshot
         self._ledger = ledger
         self._waiting = waiting
+        self._longest_wait = longest_wait
         self._clock = clock
 
     def collect(self) -> Iterable[Metric]:
@@ -177,6 +179,12 @@ class FleetCollector(Collector):
             "Requests that wait for a model.",
             ("model",),
             (((model,), n) for model, n in self._waiting().items()),
+        )
+        yield _gauge(
+            "oldest_waiter_seconds",
+            "For how long the oldest of them has waited.",
+            (),
+            [((), self._longest_wait())],
         )
         yield _gauge(
             "node_up", "1 for a healthy node.", ("node",), (((n.name,), n.healthy) for n in nodes)

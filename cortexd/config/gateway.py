@@ -12,6 +12,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[gateway]`.
 
     listen: host:port that clients talk to; port 0 takes a free one.
+    admin_listen: host:port, or unix:/path, for what changes something; "" turns it off.
     metrics_listen: serve /metrics there instead of on `listen`.
     max_body: the largest request body.
     max_buffered: all request bodies held at one time; above it requests are refused.
@@ -21,6 +22,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     listen: str = "0.0.0.0:8080"
+    admin_listen: str = "127.0.0.1:8081"
     metrics_listen: str | None = None
     max_body: Size = Size(64 << 20)
     max_buffered: Size = Size(512 << 20)
@@ -44,9 +46,22 @@ class Polling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Loading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[loading]`: how long a cold load may take before its waiters are told to come back."""
+    """`[loading]`: what requests for a model that is not loaded go through.
+
+    timeout: how long a load may take before its waiters are told to come back.
+    keepalive: how long a stream's caller hears nothing before the gateway says it still loads.
+    max_waiting: requests that may wait for one model.
+    """
 
     timeout: Duration = Duration(30 * 60)
+    keepalive: Duration = Duration(10)
+    max_waiting: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.keepalive <= 0:
+            raise ValueError("keepalive must be more than 0s")
+        if self.max_waiting < 1:
+            raise ValueError("max_waiting must be at least 1")
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

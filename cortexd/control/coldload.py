@@ -3,49 +3,90 @@
 An entry is a job of its own with everybody else waiting on it. The job belongs to no connection:
 a client that leaves never cancels it, and one that comes back joins it. Beside loads the table
 holds waits for what others have under way (a load started elsewhere, a recovery, our own start),
-so that a thousand waiters are one watcher there too.
+so that a thousand waiters are one watcher there too. One tick looks at every deadline, so that no
+job, however it is lost, keeps anybody waiting.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Mapping
+from typing import Final, Protocol
 
 from cortexd import errors
+from cortexd.control.events import Events
+from cortexd.control.lifecycle import ENDS, Event, State, after
+from cortexd.control.line import Line
 from cortexd.control.poller import Poller
-from cortexd.control.registry import Registry
+from cortexd.control.registry import Lease, Registry
+from cortexd.control.turns import Turns, now, still_loading
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement
-from cortexd.fleet.routing import Load, Query, Wait, decide
-from cortexd.fleet.snapshot import Failure
+from cortexd.fleet.routing import Load, Query, Serve, Wait, decide
+from cortexd.fleet.snapshot import Failure, Node, Replica
 from cortexd.metrics import Metrics
 from cortexd.nodes.client import NeuronClient, NodeError
-from cortexd.wire.neuron import LOADED, LOADING, RELOADING
+from cortexd.wire.neuron import LOADED, LOADING, RELOADING, UnloadRequest
 
 log = logging.getLogger(__name__)
 
-FIRST_BACKOFF = 15.0  # seconds; doubled by every further failure
-LONGEST_BACKOFF = 300.0
-RECOVERY_BOUND = 10.0  # seconds to wait for a model that its node is rebuilding
-_COMING = {LOADED, LOADING, RELOADING}
+FIRST_BACKOFF: Final = 15.0  # seconds; doubled by every further failure
+LONGEST_BACKOFF: Final = 300.0
+RECOVERY_BOUND: Final = 10.0  # seconds to wait for a model that its node is rebuilding
+TICK: Final = 0.5  # seconds between two looks at deadlines and progress
+STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
+UNLOAD_WITHIN: Final = 30.0  # seconds for a node to cancel a load
+
+_COMING: Final = frozenset({LOADED, LOADING, RELOADING})
+
+
+class Patience(Protocol):
+    """Who is told what a request waits for, while it does."""
+
+    def waits_for(self, load: Entry | None) -> None:
+        """It waits for this; None: no more."""
 
 
 class Entry:
-    """One job and those who wait for it. `refusal` is set when it ended for good."""
+    """One load, or one watch over what others do, and those who wait for it.
 
-    def __init__(self) -> None:
-        self.ended = asyncio.Event()
-        self.waiting = 0
-        self.refusal: Refusal | None = None
+    node: where; None while that is not known. deadline: loop time. stage, fraction: how far it is,
+        in the node's words. is_ours: we asked for it.
+    """
+
+    def __init__(self, model: str, node: str | None, deadline: float, *, is_ours: bool) -> None:
+        self.model = model
+        self.node = node
+        self.deadline = deadline
+        self.is_ours = is_ours
+        self.state = State.QUEUED
+        self.line = Line()
+        self.began = self.moved = now()
+        self.stage: str | None = None
+        self.fraction: float | None = None
+        self.epoch = 0
+        self.job: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.model!r} on {self.node} {self.state.value} waiting={len(self.line)}>"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody can join it any more."""
+        return self.state in ENDS
+
+    def happens(self, event: Event) -> None:
+        """Go on to the next state. Raises IllegalTransition."""
+        self.state = after(self.state, event)
 
 
 class LoadTable:
     """Loads under way, one per model, and the back-off of those that failed.
 
     timeout: seconds after which waiters are told to come back; the load itself is the node's.
+    max_waiting: requests that may wait for one model.
     """
 
     def __init__(
@@ -54,93 +95,184 @@ class LoadTable:
         clients: Mapping[str, NeuronClient],
         poller: Poller,
         metrics: Metrics,
+        events: Events,
         *,
         timeout: float,
+        max_waiting: int,
     ) -> None:
         self._registry = registry
         self._clients = clients
         self._poller = poller
         self._metrics = metrics
+        self._events = events
         self._timeout = timeout
+        self._max_waiting = max_waiting
         self._tasks = Tasks()
         self._entries: dict[str, Entry] = {}
+        self._late: set[Entry] = set()  # ours, past the bound: the node may still be at it
+        self._turns = Turns(registry)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._turns)
+
+    def start(self) -> None:
+        """Begin to look at deadlines."""
+        self._tasks.spawn("loads", self._keep_looking())
+
+    def entry(self, model: str) -> Entry | None:
+        """What is under way for a model."""
+        return self._entries.get(model)
 
     def waiting(self) -> dict[str, int]:
         """How many requests wait, by model (known ones; the rest is no label)."""
         snapshot = self._registry.snapshot
-        return {
-            model: entry.waiting
-            for model, entry in self._entries.items()
-            if model in snapshot.replicas or model in snapshot.catalogue.profiles
-        }
+        counts: dict[str, int] = {}
+        for model, line in self._lines():
+            if model in snapshot.replicas or model in snapshot.catalogue.profiles:
+                counts[model] = counts.get(model, 0) + len(line)
+        return counts
 
-    async def wait_settled(self, decision: Load | Wait) -> None:
-        """Join the model's job, or start it; returns when it is time to decide again.
+    def longest_wait(self) -> float:
+        """Seconds for which the oldest waiter waits; 0 when there is none."""
+        since = [line.oldest for _, line in self._lines() if line.oldest is not None]
+        return max(0.0, now() - min(since)) if since else 0.0
 
+    # What requests ask for.
+
+    async def wait(self, decision: Load | Wait, patience: Patience | None = None) -> Lease | None:
+        """Join the model's job, or start it, and wait for one's turn.
+
+        A claim on the replica where it is now resident, or None: decide again.
         Raises Refusal when the wait was in vain.
         """
-        model = decision.model
-        entry = self._entries.get(model)
+        entry = self._entries.get(decision.model)
         if entry is None:
-            entry = self._entries[model] = Entry()
-            if isinstance(decision, Load):
-                self._registry.ledger.loading[model] = decision.placement.node
-                work = self._load(entry, model, decision.placement)
-            else:
-                work = self._watch(entry, decision)
-            self._tasks.spawn(f"load {model}", self._run(entry, model, work))
-        entry.waiting += 1
-        try:
-            await entry.ended.wait()
-        finally:
-            entry.waiting -= 1
-        if entry.refusal is not None:
-            raise Refusal(
-                entry.refusal.kind,
-                entry.refusal.message,
-                retry_after=entry.refusal.retry_after,
+            entry = (
+                self._load(decision.placement, decision.model)
+                if isinstance(decision, Load)
+                else self._watch(decision)
             )
+        return await self._stand_in(entry.line, decision.model, entry, patience)
+
+    async def wait_turn(
+        self, replica: Replica, since: float | None = None, patience: Patience | None = None
+    ) -> Lease | None:
+        """Wait behind those whose turn has not come, or (`since`) where one stood before."""
+        line = self._turns.line_of(replica)
+        return await self._stand_in(line, replica.model, None, patience, since)
+
+    async def _stand_in(
+        self,
+        line: Line,
+        model: str,
+        entry: Entry | None,
+        patience: Patience | None,
+        since: float | None = None,
+    ) -> Lease | None:
+        if len(line) >= self._max_waiting:
+            raise Refusal(
+                errors.LOAD_QUEUE_FULL,
+                f"{len(line)} requests wait for the model {model!r} already ([loading] "
+                "max_waiting); try again in a moment.",
+            )
+        if patience is not None:
+            patience.waits_for(entry)
+        try:
+            return await line.wait(since)
+        finally:
+            if patience is not None:
+                patience.waits_for(None)
+
+    # What operators ask for.
+
+    async def operate(self, placement: Placement, model: str) -> None:
+        """Load a model on a node and wait until it is there, whoever else waits for it.
+
+        Raises Refusal.
+        """
+        self._registry.ledger.failures.pop((placement.node, model), None)
+        entry = self._entries.get(model) or self._load(placement, model)
+        node = entry.node
+        lease = await self._stand_in(entry.line, model, entry, None)
+        if lease is not None:
+            lease.release()
+        elif failed := self._registry.ledger.failures.get((node or "", model)):
+            raise Refusal(errors.COLD_LOAD_FAILED, f"{node} says {failed.message}.", retry_after=1)
+
+    async def cancel(self, model: str) -> str | None:
+        """End a load of ours that is under way; the node it was on. Raises NodeError."""
+        entry = self._entries.get(model)
+        if entry is None or not entry.is_ours or entry.node is None:
+            return None
+        log.warning("the load of %r on %s is cancelled by an operator", model, entry.node)
+        self._end(
+            entry,
+            Event.CANCEL,
+            Refusal(
+                errors.COLD_LOAD_FAILED,
+                f"The load of {model!r} was cancelled by an operator; ask for it again.",
+                retry_after=1,
+            ),
+        )
+        if entry.job is not None:
+            entry.job.cancel()
+        await self._clients[entry.node].unload(UnloadRequest(model), UNLOAD_WITHIN)
+        self._poller.nudge(entry.node)
+        return entry.node
 
     async def close(self) -> None:
         """Tell the waiters at once. The loads themselves are left to their nodes."""
-        for entry in self._entries.values():
-            entry.refusal = Refusal(
-                errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment."
-            )
+        refusal = Refusal(
+            errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment."
+        )
+        for _, line in self._lines():
+            line.refuse(refusal)
+        self._entries.clear()
+        self._turns.close()
         await self._tasks.close()
 
-    async def _run(self, entry: Entry, model: str, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        finally:
-            # In one turn of the loop: nobody can join a job that has ended.
-            self._entries.pop(model, None)
-            self._registry.ledger.loading.pop(model, None)
-            entry.ended.set()
+    # Jobs.
 
-    async def _load(self, entry: Entry, model: str, placement: Placement) -> None:
-        node, started = placement.node, time.monotonic()
+    def _load(self, placement: Placement, model: str) -> Entry:
+        entry = Entry(model, placement.node, now() + self._timeout, is_ours=True)
+        entry.epoch = self._registry.snapshot.nodes[placement.node].epoch
+        self._registry.ledger.loading[model] = placement.node
+        return self._spawn(entry, self._do_load(entry, placement))
+
+    def _watch(self, wait: Wait) -> Entry:
+        bound = self._timeout
+        if wait.reason == "recovering":
+            bound = min(bound, RECOVERY_BOUND)
+        entry = Entry(wait.model, wait.node, now() + bound, is_ours=False)
+        return self._spawn(entry, self._do_watch(entry, wait))
+
+    def _spawn(self, entry: Entry, work: Coroutine[None, None, None]) -> Entry:
+        self._entries[entry.model] = entry
+        entry.job = self._tasks.spawn(f"load {entry.model}", work)
+        entry.job.add_done_callback(lambda _: self._job_is_over(entry))
+        return entry
+
+    def _job_is_over(self, entry: Entry) -> None:
+        self._late.discard(entry)
+        loading = self._registry.ledger.loading
+        if entry.is_ours and loading.get(entry.model) == entry.node:
+            del loading[entry.model]
+        if not entry.has_ended:  # it crashed: whoever waits must not pay for that
+            self._end(entry, Event.FAULT)
+
+    async def _do_load(self, entry: Entry, placement: Placement) -> None:
+        model, node = entry.model, placement.node
+        entry.happens(Event.STARTED)
+        entry.happens(Event.PLACED)
         log.info("loading %r on %s", model, node)
+        self._events.tell("load_started", node=node, model=model)
         try:
-            async with asyncio.timeout(self._timeout):
-                if await self._clients[node].load(placement.spec) != LOADED:
-                    await self._wait_resident(node, model)
-        except TimeoutError:
-            log.warning("loading %r on %s takes over %g s", model, node, self._timeout)
-            self._metrics.child(self._metrics.loads, model, node, "timeout").inc()
-            entry.refusal = _still_loading(model, node)
+            if await self._clients[node].load(placement.spec) != LOADED:
+                await self._wait_resident(node, model)
         except NodeError as error:
-            self._fail(model, node, str(error))
+            self._fail(entry, str(error))
         else:
-            took = time.monotonic() - started
-            log.info("loaded %r on %s in %.1f s", model, node, took)
-            self._registry.ledger.failures.pop((node, model), None)
-            self._registry.tell(node, model, LOADED)
-            self._metrics.child(self._metrics.loads, model, node, "ok").inc()
-            self._metrics.child(self._metrics.load_duration, model).observe(took)
+            self._succeed(entry)
         self._poller.nudge(node)
 
     async def _wait_resident(self, node: str, model: str) -> None:
@@ -155,41 +287,145 @@ class LoadTable:
             if info.status != LOADING:
                 return
 
-    def _fail(self, model: str, node: str, words: str) -> None:
+    def _succeed(self, entry: Entry) -> None:
+        model, node = entry.model, entry.node or ""
+        took = now() - entry.began
+        log.info("loaded %r on %s in %.1f s", model, node, took)
+        self._registry.ledger.failures.pop((node, model), None)
+        self._registry.ledger.loading.pop(model, None)
+        self._registry.tell(node, model, LOADED)
+        self._metrics.child(self._metrics.loads, model, node, "ok").inc()
+        self._metrics.child(self._metrics.load_duration, model).observe(took)
+        self._events.tell("load_ready", node=node, model=model, seconds=round(took, 3))
+        if not entry.has_ended:
+            self._be_ready(entry, node)
+
+    def _fail(self, entry: Entry, words: str) -> None:
+        model, node = entry.model, entry.node or ""
         failures = self._registry.ledger.failures
         before = failures.get((node, model))
         count = before.count + 1 if before else 1
         pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
-        failures[node, model] = Failure(words, time.monotonic() + pause, count)
+        failures[node, model] = Failure(words, now() + pause, count)
+        self._registry.ledger.loading.pop(model, None)
         self._metrics.child(self._metrics.loads, model, node, "failed").inc()
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
+        self._events.tell("load_failed", node=node, model=model, message=words)
+        if not entry.has_ended:
+            self._end(entry, Event.FAULT)
 
-    async def _watch(self, entry: Entry, begun: Wait) -> None:
+    async def _do_watch(self, entry: Entry, begun: Wait) -> None:
         """Until routing has something other than this wait to say."""
-        bound = self._timeout
-        if begun.reason == "recovering":
-            bound = min(bound, RECOVERY_BOUND)
-        try:
-            async with asyncio.timeout(bound):
-                while True:
-                    snapshot, ledger = self._registry.snapshot, self._registry.ledger
-                    now = decide(Query(begun.model), snapshot, ledger, time.monotonic())
-                    if not isinstance(now, Wait) or now.reason != begun.reason:
-                        return
-                    await self._registry.wait_changed()
-        except TimeoutError:
-            if begun.reason == "recovering":
-                entry.refusal = Refusal(
-                    errors.MODEL_RECOVERING,
-                    f"The model {begun.model!r} is being rebuilt on {begun.node}; try again soon.",
-                )
-            else:
-                entry.refusal = _still_loading(begun.model, begun.node)
+        entry.happens(Event.STARTED)
+        if begun.reason != "starting":
+            entry.happens(Event.PLACED)
+        while True:
+            snapshot, ledger = self._registry.snapshot, self._registry.ledger
+            decision = decide(Query(begun.model), snapshot, ledger, now())
+            if isinstance(decision, Serve) and begun.reason != "starting":
+                self._be_ready(entry, decision.replica.node)
+                return
+            if not isinstance(decision, Wait) or decision.reason != begun.reason:
+                self._end(entry, Event.FAULT)
+                return
+            await self._registry.wait_changed()
+
+    # Ends.
+
+    def _be_ready(self, entry: Entry, node: str) -> None:
+        """Each wait becomes a claim, before anything else can happen."""
+        entry.node = node
+        entry.happens(Event.LOADED)
+        self._drop(entry)
+        self._turns.begin(node, entry.model, entry.line)
+
+    def _end(self, entry: Entry, event: Event, refusal: Refusal | None = None) -> None:
+        """Refuse those who wait, or have them decide again."""
+        entry.happens(event)
+        self._drop(entry)
+        if refusal is not None:
+            entry.line.refuse(refusal)
+        else:
+            entry.line.dissolve()
+
+    def _drop(self, entry: Entry) -> None:
+        if self._entries.get(entry.model) is entry:
+            del self._entries[entry.model]
+
+    # Deadlines.
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            moment = now()
+            for entry in [*self._entries.values(), *self._late]:
+                self._look_at(entry, moment)
+            self._turns.look(moment, self._timeout)
+
+    def _look_at(self, entry: Entry, moment: float) -> None:
+        node = self._registry.snapshot.nodes.get(entry.node or "")
+        if node is not None and entry.state is State.LOADING:
+            info = node.models.get(entry.model)
+            if info is not None and info.progress is not None:
+                progress = (info.progress.stage, info.progress.fraction)
+                if progress != (entry.stage, entry.fraction):
+                    entry.stage, entry.fraction, entry.moved = *progress, moment
+                    self._events.tell(
+                        "load_progress",
+                        node=node.name,
+                        model=entry.model,
+                        stage=entry.stage,
+                        fraction=entry.fraction,
+                    )
+        if entry.is_ours and entry.job is not None and not entry.job.done():
+            if node is None or node.epoch != entry.epoch:
+                self._give_up(entry, "the node restarted in the middle of it")
+            elif entry.fraction is not None and moment - entry.moved >= STALL:
+                self._give_up(entry, f"it stands still at {entry.fraction:.0%}")
+            elif entry in self._late and _is_loaded(node, entry.model):
+                self._succeed(entry)
+                entry.job.cancel()
+            elif entry in self._late and not node.healthy:
+                self._give_up(entry, f"the node is down: {node.trouble}")
+        if not entry.has_ended and moment >= entry.deadline:
+            self._be_late(entry)
+
+    def _give_up(self, entry: Entry, words: str) -> None:
+        self._fail(entry, words)
+        if entry.job is not None:
+            entry.job.cancel()
+
+    def _be_late(self, entry: Entry) -> None:
+        """A time-out is no failure: the load is the node's, and goes on."""
+        model, node = entry.model, entry.node
+        if not entry.is_ours:
+            refusal = (
+                _recovering(model, node) if self._recovers(model) else still_loading(model, node)
+            )
+            self._end(entry, Event.LATE, refusal)
+            if entry.job is not None:
+                entry.job.cancel()
+            return
+        log.warning("loading %r on %s takes over %g s", model, node, self._timeout)
+        self._metrics.child(self._metrics.loads, model, node or "", "timeout").inc()
+        self._late.add(entry)
+        self._end(entry, Event.LATE, still_loading(model, node))
+
+    def _recovers(self, model: str) -> bool:
+        decision = decide(Query(model), self._registry.snapshot, self._registry.ledger, now())
+        return isinstance(decision, Wait) and decision.reason == "recovering"
+
+    def _lines(self) -> list[tuple[str, Line]]:
+        entries = [(entry.model, entry.line) for entry in self._entries.values()]
+        return entries + self._turns.lines()
 
 
-def _still_loading(model: str, node: str | None) -> Refusal:
-    where = f" on {node}" if node else ""
+def _is_loaded(node: Node, model: str) -> bool:
+    info = node.models.get(model)
+    return info is not None and info.status == LOADED
+
+
+def _recovering(model: str, node: str | None) -> Refusal:
     return Refusal(
-        errors.MODEL_LOADING,
-        f"The model {model!r} is still loading{where}. The load goes on; try again later.",
+        errors.MODEL_RECOVERING, f"The model {model!r} is being rebuilt on {node}; try again soon."
     )

@@ -6,17 +6,17 @@ that `fleet.routing` leaves to others.
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import msgspec
 
 from cortexd import errors
-from cortexd.control.coldload import LoadTable
+from cortexd.control.coldload import LoadTable, Patience
 from cortexd.control.endpoints import EndpointMissing, Endpoints
 from cortexd.control.registry import Lease, Registry
+from cortexd.control.turns import now
 from cortexd.errors import Refusal
-from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Serve, Wait, decide
+from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Ledger, Replica
 from cortexd.wire.neuron import LOADED, RELOADING, UNLOADED
 
@@ -56,13 +56,17 @@ class Dispatcher:
         self._table = table
         self._endpoints = endpoints
 
-    async def route(self, query: Query) -> RouteDecision:
-        """Claim a replica for `query`, loading the model if need be. Raises Refusal."""
+    async def route(self, query: Query, patience: Patience | None = None) -> RouteDecision:
+        """Claim a replica for `query`, loading the model if need be. Raises Refusal.
+
+        patience: told what the request waits for.
+        """
         passes, missing, waited, cold = 0, 0, 0.0, False
         unusable: Refusal | None = None
+        registry = self._registry
         while True:
-            registry = self._registry
-            decision = decide(query, registry.snapshot, registry.ledger, time.monotonic())
+            lease: Lease | None = None
+            decision = decide(query, registry.snapshot, registry.ledger, now())
             match decision:
                 case Refuse(refusal):
                     # That every replica was tried is known better by the last one of them.
@@ -76,36 +80,61 @@ class Dispatcher:
                         raise _in_vain(query.model, registry.ledger)
                     passes += not starting
                     cold = cold or not starting
-                    began = time.monotonic()
-                    await self._table.wait_settled(decision)
-                    waited += time.monotonic() - began
+                    began = now()
+                    lease = await self._table.wait(decision, patience)
+                    waited += now() - began
+                    if lease is None:
+                        continue
+                case Serve(replica) if (replica.node, replica.model) in registry.ledger.turns:
+                    # Others have waited for it for longer.
+                    began, cold = now(), True
+                    lease = await self._table.wait_turn(replica, patience=patience)
+                    waited += now() - began
+                    if lease is None:
+                        continue
                 case Serve(replica) | Lazy(replica):
-                    try:
-                        return await self._claim(decision, replica, cold, waited)
-                    except EndpointMissing as error:
-                        # We took it to be there and it is not: what was told is void.
-                        missing += 1
-                        registry.forget(replica.node, replica.model)
-                        if missing == MAX_PASSES:
-                            raise Refusal(
-                                errors.ENDPOINT_RESOLVE_FAILED,
-                                f"The node {replica.node} lists the model {replica.model!r} but "
-                                f"will not serve it: {error}. Try again.",
-                            ) from error
-                    except Refusal as refusal:
-                        # No usable endpoint there: another replica may have one.
-                        unusable = refusal
-                        query = Query(query.model, {*query.tried, replica.node})
+                    lease = registry.lease(replica.node, replica.model)
+            try:
+                return await self._claimed(lease, decision, cold, waited)
+            except EndpointMissing as error:
+                # We took it to be there and it is not: what was told is void.
+                node, model = lease.key
+                missing += 1
+                registry.forget(node, model)
+                if missing == MAX_PASSES:
+                    raise Refusal(
+                        errors.ENDPOINT_RESOLVE_FAILED,
+                        f"The node {node} lists the model {model!r} but will not serve it: "
+                        f"{error}. Try again.",
+                    ) from error
+            except Refusal as refusal:
+                # No usable endpoint there: another replica may have one.
+                unusable = refusal
+                query = Query(query.model, {*query.tried, lease.key[0]})
 
-    async def _claim(
-        self, decision: Serve | Lazy, replica: Replica, cold: bool, waited: float
+    async def wait_turn(
+        self, route: RouteDecision, since: float, patience: Patience | None = None
+    ) -> None:
+        """Back to the front of the line, after the node turned away a request that had waited.
+
+        since: when it arrived, loop time. Raises Refusal when it has waited for too long.
+        """
+        lease = await self._table.wait_turn(route.replica, since, patience)
+        if lease is not None:
+            lease.release()  # routed anew: what was true before may not be any more
+
+    async def _claimed(
+        self, lease: Lease, decision: Decision, cold: bool, waited: float
     ) -> RouteDecision:
-        lease = self._registry.lease(replica.node, replica.model)
+        """The route on a claimed replica; the claim is given back when it comes to nothing."""
         try:
+            node, model = lease.key
             if isinstance(decision, Lazy):
                 # At once, so that those who come next join this node and wake no second one.
-                self._registry.tell(replica.node, replica.model, RELOADING)
-                replica = self._registry.replica(replica.node, replica.model) or replica
+                self._registry.tell(node, model, RELOADING)
+            replica = self._registry.replica(node, model)
+            if replica is None:
+                raise EndpointMissing("it is gone again")
             endpoint = await self._endpoints.resolve(replica)
         except BaseException:
             lease.release()
@@ -118,7 +147,7 @@ class Dispatcher:
     def other(self, query: Query) -> Replica | None:
         """Where a request would be sent at once if it were routed like that; claims nothing."""
         registry = self._registry
-        decision = decide(query, registry.snapshot, registry.ledger, time.monotonic())
+        decision = decide(query, registry.snapshot, registry.ledger, now())
         return decision.replica if isinstance(decision, Serve | Lazy) else None
 
     def in_flight(self, replica: Replica) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -67,7 +66,7 @@ class Poller:
                     await nudge.wait()
 
     async def _poll(self, name: str, client: NeuronClient) -> Observation:
-        sent = time.monotonic()
+        sent = asyncio.get_running_loop().time()
         timeout = self._polling.timeout
         models, health = await asyncio.gather(
             client.models(timeout), client.health(timeout), return_exceptions=True
@@ -77,14 +76,17 @@ class Poller:
         discovery: Discovery | None = None
         if failure is None and (
             known.hardware is None
-            or (isinstance(health, Health) and is_restarted(known, health, time.monotonic()))
+            or (
+                isinstance(health, Health)
+                and is_restarted(known, health, asyncio.get_running_loop().time())
+            )
         ):
             # A node that is not described serves what it has; nothing is placed there.
             with suppress(NodeError):
                 discovery = await client.discovery(timeout)
         return Observation(
             sent=sent,
-            received=time.monotonic(),
+            received=asyncio.get_running_loop().time(),
             models=models if isinstance(models, list) else None,
             health=health if isinstance(health, Health) else None,
             discovery=discovery,

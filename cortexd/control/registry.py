@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from cortexd.control.events import Events, Kind
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, observed, told
 from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot, with_node
@@ -42,19 +43,22 @@ class Lease:
             ledger.in_flight[self.key] = left
         else:
             del ledger.in_flight[self.key]
+        if (turn := ledger.turns.get(self.key)) is not None:
+            turn()
 
 
 class Registry:
     """The nodes of a configuration and what is known of them."""
 
     def __init__(
-        self, nodes: Iterable[Node], catalogue: Catalogue, *, unhealthy_after: int
+        self, nodes: Iterable[Node], catalogue: Catalogue, events: Events, *, unhealthy_after: int
     ) -> None:
         snapshot = Snapshot(catalogue=catalogue)
         for node in nodes:
             snapshot = with_node(snapshot, node)
         self.snapshot = msgspec.structs.replace(snapshot, settled=not snapshot.nodes)
         self.ledger = Ledger()
+        self._events = events
         self._unhealthy_after = unhealthy_after
         self._changed: asyncio.Event = asyncio.Event()
 
@@ -65,12 +69,16 @@ class Registry:
             before, seen, self.snapshot.catalogue, unhealthy_after=self._unhealthy_after
         )
         _log_difference(before, after)
+        if before.healthy != after.healthy:
+            kind: Kind = "node_up" if after.healthy else "node_down"
+            self._events.tell(kind, node=name, message=after.trouble)
         self._put(after)
         return after
 
     def tell(self, name: str, model: str, status: str) -> None:
         """State what we know of a model on a node from our own act, as of now."""
-        self._put(told(self.snapshot.nodes[name], model, status, time.monotonic()))
+        at = asyncio.get_running_loop().time()
+        self._put(told(self.snapshot.nodes[name], model, status, at))
 
     def forget(self, name: str, model: str) -> None:
         """Drop a model that a node turned out not to have; its next poll says what is true."""

@@ -65,7 +65,7 @@ def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_a
     epoch, hardware, health = node.epoch, node.hardware, seen.health or node.health
     if seen.health is not None and is_restarted(node, seen.health, seen.received):
         epoch, hardware = epoch + 1, None
-    told = {model: fact for model, fact in node.told.items() if fact.at > seen.sent}
+    told = {model: fact for model, fact in node.told.items() if fact.at >= seen.sent}
     models = _listed(seen.models, catalogue)
     _add_activation(models, health)
     for model, fact in told.items():

@@ -7,7 +7,7 @@ frequent case, a poll that only moved gauges, costs one small dict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -96,12 +96,15 @@ class Ledger:
 
     Its owners write it (registry: `in_flight`, `last_access`; load table: the others); a decision
     only reads it. Keys are (node, model), except `loading`: model → node.
+
+    turns: where requests wait for their turn, and what to call when one that runs has ended.
     """
 
     in_flight: dict[tuple[str, str], int] = field(default_factory=dict)
     last_access: dict[tuple[str, str], float] = field(default_factory=dict)
     loading: dict[str, str] = field(default_factory=dict)
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
+    turns: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
 
 
 def with_node(snapshot: Snapshot, node: Node) -> Snapshot:

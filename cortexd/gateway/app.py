@@ -19,6 +19,7 @@ from cortexd.config.gateway import Config
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
+from cortexd.control.events import Events
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
 from cortexd.daemon.access import AccessLog
@@ -62,6 +63,7 @@ INFERENCE_PATHS = (
     "/tokenize",
     "/detokenize",
 )
+PATIENCE = 5.0  # seconds by which a wait may be past its bound before something must be wrong
 METRICS_CONNECTIONS = 32  # on a listener of their own; within what `listen` reserves
 MODEL_PREFIX = "/v1/models/"
 
@@ -105,9 +107,11 @@ class Gateway:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         self.metrics = Metrics()
+        self._events = Events()
         self.registry = Registry(
             [Node(neuron.name, neuron.endpoint) for neuron in config.neurons],
             Catalogue.of(config.models, config.aliases),
+            self._events,
             unhealthy_after=config.polling.unhealthy_after,
         )
         clients = {
@@ -118,7 +122,13 @@ class Gateway:
         }
         self._poller = Poller(self.registry, clients, config.polling, self.metrics)
         self.table = LoadTable(
-            self.registry, clients, self._poller, self.metrics, timeout=config.loading.timeout
+            self.registry,
+            clients,
+            self._poller,
+            self.metrics,
+            self._events,
+            timeout=config.loading.timeout,
+            max_waiting=config.loading.max_waiting,
         )
         self._endpoints = Endpoints(
             self.registry,
@@ -142,6 +152,7 @@ class Gateway:
                 lambda: self.registry.snapshot,
                 self.registry.ledger,
                 self.table.waiting,
+                self.table.longest_wait,
                 time.monotonic,
             )
         )
@@ -156,6 +167,7 @@ class Gateway:
             await self.close()
             raise
         self._poller.start()
+        self.table.start()
         self._ready = True
 
     async def close(self) -> None:
@@ -165,6 +177,7 @@ class Gateway:
             listener.server.leave()
         await self._poller.close()
         await self.table.close()
+        self._events.close()
         await asyncio.gather(*(listener.close() for listener in self._listeners))
         await self._endpoints.close()
         await self._exchange.close()
@@ -252,7 +265,14 @@ class Gateway:
         return _json(inbound, {"name": "cortexd", "version": __version__, "models": "/v1/models"})
 
     async def _health(self, inbound: Inbound) -> web.Response:
-        return _json(inbound, condition(self.registry.snapshot))
+        return _json(
+            inbound,
+            condition(
+                self.registry.snapshot,
+                self.table.longest_wait(),
+                self._config.loading.timeout + PATIENCE,
+            ),
+        )
 
     async def _readiness(self, inbound: Inbound) -> web.Response:
         ready = self._ready and self.registry.snapshot.healthy > 0

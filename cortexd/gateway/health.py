@@ -16,14 +16,21 @@ class Condition(msgspec.Struct, frozen=True):
     reasons: list[str]
 
 
-def condition(snapshot: Snapshot) -> Condition:
-    """`impaired`: something resident can't serve; `degraded`: a node is down."""
+def condition(snapshot: Snapshot, longest_wait: float, bound: float) -> Condition:
+    """`impaired`: something resident can't serve, or a request waits for longer than it may.
+    `degraded`: a node is down. Times in seconds.
+    """
     impaired = [
         f"model {replica.model} on {replica.node} can't serve: {replica.unservable}"
         for replicas in snapshot.replicas.values()
         for replica in replicas
         if replica.unservable is not None and snapshot.nodes[replica.node].healthy
     ]
+    if longest_wait > bound:
+        impaired.append(
+            f"a request has waited for a model for {longest_wait:.0f} s; it should not for over "
+            f"{bound:g} s"
+        )
     degraded = [
         f"node {node.name} is down: {node.trouble or 'not polled yet'}"
         for node in snapshot.nodes.values()

@@ -18,6 +18,7 @@ from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.bodies import Bodies, Hold
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
+from cortexd.gateway.keepalive import KeepAlive, can_wait
 from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
@@ -53,18 +54,23 @@ class Relay:
 
     async def serve(self, inbound: Inbound) -> web.StreamResponse:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
-        splice = None
+        splice = alive = None
         try:
             with self._bodies.hold() as hold:
                 body = await self._read(inbound, hold)
                 splice = Splice(inbound.request)
-                carried = inbound.carried = await self._carry(inbound, body, splice)
+                if can_wait(inbound):
+                    alive = self._keep_alive(inbound, splice)
+                carried = inbound.carried = await self._carry(inbound, body, splice, alive)
             inbound.status = carried.status
             return splice.response()
         except Refusal as refusal:
             inbound.status = status_of(refusal, inbound.dialect)
             inbound.code = refusal.kind.code
-            raise
+            if splice is None or alive is None or not splice.is_open:
+                raise
+            alive.fail(refusal)
+            return splice.response()
         except asyncio.CancelledError:
             inbound.status = CLIENT_GONE
             raise
@@ -72,6 +78,8 @@ class Relay:
             inbound.status = errors.INTERNAL_ERROR.status
             raise
         finally:
+            if alive is not None:
+                alive.stop()
             if splice is not None:
                 inbound.is_open = splice.is_open
                 splice.release()
@@ -92,15 +100,23 @@ class Relay:
             body = asking or body
         return body
 
-    async def _carry(self, inbound: Inbound, body: bytes, splice: Splice) -> Carried:
+    def _keep_alive(self, inbound: Inbound, splice: Splice) -> KeepAlive:
+        interval, shows_node = self._config.loading.keepalive, self._config.gateway.expose_route
+        return KeepAlive(inbound, splice, interval, shows_node=shows_node)
+
+    async def _carry(
+        self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
+    ) -> Carried:
         attempts = Attempts(self._dispatcher, inbound.model or "", self._config.upstream.retries)
         waited, is_first = 0.0, True
         while True:
-            route = inbound.route = await self._dispatcher.route(attempts.query)
+            route = inbound.route = await self._dispatcher.route(attempts.query, alive)
             waited += route.waited
             if is_first:
                 is_first = False
                 self._accounting.routed(inbound, route, waited)
+            if alive is not None and route.route == "lazy":
+                alive.waits_at(route.node)
             call = self._call(inbound, body, route, attempts)
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)

@@ -147,6 +147,11 @@ class Splice:
         else:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
 
+    def say(self, data: bytes) -> None:
+        """Words of the gateway's own, at once; they are no part of the answer."""
+        self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+        self.flush()
+
     def flush(self) -> bool:
         """Send what was written, if anything: a system call each time, however much it is."""
         out = self._out

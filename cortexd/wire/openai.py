@@ -59,6 +59,25 @@ class ResponseFailed(msgspec.Struct, frozen=True):
     sequence_number: int = 0
 
 
+class PendingResponse(msgspec.Struct, frozen=True):
+    """A response that has not begun."""
+
+    id: str
+    created_at: int
+    model: str
+    object: Literal["response"] = "response"
+    status: Literal["in_progress"] = "in_progress"
+    output: list[str] = []
+
+
+class ResponseProgress(msgspec.Struct, frozen=True):
+    """The events `response.created` and `response.in_progress`."""
+
+    type: str
+    response: PendingResponse
+    sequence_number: int
+
+
 class Location(msgspec.Struct, frozen=True, omit_defaults=True):
     """One node that knows a model."""
 

@@ -74,8 +74,8 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path) -> No
         (
             '\n[gateway]\nlistne = "x"',
             'cortex.toml:3: gateway.listne: unknown key; did you mean "listen"? (allowed: '
-            "access_log, expose_route, listen, max_body, max_buffered, metrics_listen, "
-            "shutdown_timeout)",
+            "access_log, admin_listen, expose_route, listen, max_body, max_buffered, "
+            "metrics_listen, shutdown_timeout)",
         ),
         (
             "[gatway]",

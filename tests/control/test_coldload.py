@@ -225,10 +225,16 @@ async def test_a_timeout_is_no_failure_and_the_load_is_found_when_it_is_done() -
         answer = await fleet.ask()
         assert answer.headers["x-cortex-code"] == "model_loading"
         assert not fleet.gateway.registry.ledger.failures
-        assert_idle(fleet)
+        # It is the node's now: who asks again waits for it, and no second one is begun.
+        assert fleet.gateway.registry.ledger.loading == {"m": "a"}
+        again = asyncio.create_task(fleet.ask())
+        await waiting(fleet, 1)
         neuron.models["m"] = "loaded"
-        await until(lambda: "m" in fleet.gateway.registry.snapshot.replicas)
+        assert (await again).status == 200
+        assert len(fleet.loads("a")) == 1
+        await until(lambda: not fleet.gateway.registry.ledger.loading)
         assert (await fleet.ask()).headers["x-cortex-route"] == "loaded"
+        assert_idle(fleet)
 
 
 async def test_the_profile_is_what_the_node_is_asked_for() -> None:

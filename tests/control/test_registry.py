@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from cortexd.control.events import Events
 from cortexd.control.registry import Registry
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
@@ -14,7 +15,7 @@ from cortexd.wire.neuron import Model
 
 def registry(*names: str) -> Registry:
     nodes = [Node(name, f"http://{name}") for name in names]
-    return Registry(nodes, Catalogue(), unhealthy_after=1)
+    return Registry(nodes, Catalogue(), Events(), unhealthy_after=1)
 
 
 def seen(*models: Model) -> Observation:

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
-from cortexd.gateway.health import condition
+from cortexd.fleet.snapshot import Snapshot
+from cortexd.gateway.health import Condition
+from cortexd.gateway.health import condition as condition_of
 from cortexd.wire.neuron import Model
 from tests.fleet.fleet import BROKEN, fleet, node
+
+
+def condition(snapshot: Snapshot, longest_wait: float = 0.0) -> Condition:
+    return condition_of(snapshot, longest_wait, bound=1800.0)
 
 
 def test_all_is_well() -> None:
@@ -24,4 +30,13 @@ def test_something_resident_that_can_not_serve_impairs_and_every_reason_is_told(
     assert seen.reasons == [
         "model m on a can't serve: wedged",
         "node b is down: connection refused",
+    ]
+
+
+def test_a_wait_past_its_bound_impairs() -> None:
+    assert condition(fleet(node("a")), longest_wait=1799.0).status == "ok"
+    seen = condition(fleet(node("a")), longest_wait=1900.4)
+    assert seen.status == "impaired"
+    assert seen.reasons == [
+        "a request has waited for a model for 1900 s; it should not for over 1800 s"
     ]

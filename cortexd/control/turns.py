@@ -1,0 +1,103 @@
+"""After a load: more may wait for a model than its node takes at once, and each gets a turn.
+
+A node that says what it takes (`max_in_flight` and `max_queue_depth`) is sent no more than that;
+whoever it turns away in spite of it goes back to the front of the line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from cortexd import errors
+from cortexd.control.line import Line
+from cortexd.control.registry import Registry
+from cortexd.errors import Refusal
+from cortexd.fleet.routing import Lazy, Query, Serve, decide
+from cortexd.fleet.snapshot import Replica
+
+Key = tuple[str, str]  # node, model
+
+
+class Turns:
+    """The lines before replicas that are ready."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._lines: dict[Key, Line] = {}
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def lines(self) -> list[tuple[str, Line]]:
+        """Every line, with its model."""
+        return [(model, line) for (_, model), line in self._lines.items()]
+
+    def begin(self, node: str, model: str, line: Line) -> None:
+        """Turn the waits in `line` into claims, in this turn of the loop, as many as there is room
+        for; the others keep their place."""
+        key = (node, model)
+        self._grant(key, line, len(line))
+        if len(line):
+            self._add(key, line)
+
+    def line_of(self, replica: Replica) -> Line:
+        """The line before a replica, for those who come late or come back."""
+        key = (replica.node, replica.model)
+        return self._lines.get(key) or self._add(key, Line())
+
+    def look(self, moment: float, timeout: float) -> None:
+        """Regularly: end waits that are too long or in vain, and let the next ones go on."""
+        registry = self._registry
+        for key, line in list(self._lines.items()):
+            decision = decide(Query(key[1]), registry.snapshot, registry.ledger, moment)
+            if isinstance(decision, Serve | Lazy):
+                line.refuse(still_loading(key[1], key[0]), older_than=moment - timeout)
+                self._next(key)
+            else:
+                line.dissolve()
+                self._drop(key)
+
+    def close(self) -> None:
+        """Forget them all."""
+        for key in list(self._lines):
+            self._drop(key)
+
+    def _add(self, key: Key, line: Line) -> Line:
+        self._lines[key] = line
+        self._registry.ledger.turns[key] = lambda: self._next(key)
+        return line
+
+    def _drop(self, key: Key) -> None:
+        del self._lines[key]
+        del self._registry.ledger.turns[key]
+
+    def _next(self, key: Key) -> None:
+        """A request there has ended, or time has passed: the next may go."""
+        line = self._lines[key]
+        self._grant(key, line, 1)
+        if not len(line):
+            self._drop(key)
+
+    def _grant(self, key: Key, line: Line, unknown: int) -> None:
+        """As many as there is room for; `unknown` when the node does not say."""
+        count, (node, model) = unknown, key
+        health = self._registry.snapshot.nodes[node].health
+        for load in (health and health.models) or ():
+            if load.id == model and load.max_in_flight:
+                most = load.max_in_flight + (load.max_queue_depth or 0)
+                count = most - self._registry.ledger.in_flight.get(key, 0)
+        line.grant(count, lambda: self._registry.lease(node, model))
+
+
+def now() -> float:
+    """Loop time, which a test may turn forward."""
+    return asyncio.get_running_loop().time()
+
+
+def still_loading(model: str, node: str | None) -> Refusal:
+    """The wait was longer than its bound."""
+    where = f" on {node}" if node else ""
+    return Refusal(
+        errors.MODEL_LOADING,
+        f"The model {model!r} is still loading{where}. The load goes on; try again later.",
+    )

@@ -1,0 +1,130 @@
+"""No dead air: what a streaming caller hears while its model is still being loaded.
+
+For a while it hears nothing, so that a real status can still be told. Then the gateway opens the
+stream itself and says in the caller's dialect, at the same interval, that it is still there, until
+the answer begins. A slow prompt on a loaded model is the engine's own business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import msgspec
+
+from cortexd.control.coldload import Entry
+from cortexd.errors import Refusal
+from cortexd.gateway.inbound import Inbound
+from cortexd.gateway.refusals import last_words, own_lines
+from cortexd.proxy.headers import lines
+from cortexd.proxy.splice import Splice
+from cortexd.wire import openai
+
+# The paths whose clients know what to do with a sign of life.
+_COMMENTED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
+PATHS: Final = _COMMENTED | {"/v1/messages", "/v1/responses"}
+
+
+def can_wait(inbound: Inbound) -> bool:
+    """Whether this caller can be told anything before its answer."""
+    return inbound.is_stream and inbound.path in PATHS and inbound.request.version >= (1, 1)
+
+
+class KeepAlive:
+    """The signs of life on one stream. `interval`: seconds. `shows_node`: name it in them."""
+
+    def __init__(
+        self, inbound: Inbound, splice: Splice, interval: float, *, shows_node: bool
+    ) -> None:
+        self._inbound = inbound
+        self._splice = splice
+        self._interval = interval
+        self._shows_node = shows_node
+        self._load: Entry | None = None
+        self._lazy_node: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._said = 0  # events of ours, which Responses numbers
+
+    def waits_for(self, load: Entry | None) -> None:
+        """The request waits for this load; None: for none any more."""
+        self._load = load
+        if load is not None:
+            self._begin()
+
+    def waits_at(self, node: str) -> None:
+        """The request waits at a node that wakes the model up by itself."""
+        self._lazy_node = node
+        self._begin()
+
+    def stop(self) -> None:
+        """Say no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def fail(self, refusal: Refusal) -> None:
+        """End a stream that was opened here; nobody may take it for a whole answer."""
+        self._splice.say(last_words(refusal, self._inbound.path, self._inbound.request_id))
+        self._splice.end()
+
+    def _begin(self) -> None:
+        if self._timer is None and self._splice.first_at is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._interval, self._beat)
+
+    def _beat(self) -> None:
+        self._timer = None
+        splice = self._splice
+        is_waiting = self._load is not None or self._lazy_node is not None
+        if splice.first_at is not None or splice.is_gone or not (is_waiting or splice.is_open):
+            return
+        if not splice.is_open:
+            splice.start(200, b"OK", self._head(), None, is_sse=True)
+        splice.say(self._words())
+        self._begin()
+
+    def _head(self) -> bytes:
+        inbound = self._inbound
+        said = own_lines(inbound.dialect, inbound.request_id)
+        said += b"Content-Type: text/event-stream\r\n"
+        said += b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+        if self._shows_node:
+            route = "lazy" if self._load is None else "cold"
+            said += lines(
+                {
+                    "x-cortex-model": inbound.model or "",
+                    "x-cortex-cold-start": "true",
+                    "x-cortex-route": route,
+                }
+            )
+        return said
+
+    def _words(self) -> bytes:
+        if self._inbound.dialect == "anthropic":
+            return _PING
+        if self._inbound.path in _COMMENTED:
+            return b": %b\n\n" % self._progress().encode("ascii", "backslashreplace")
+        self._said += 1
+        return _response_event(self._inbound, self._said)
+
+    def _progress(self) -> str:
+        load = self._load
+        said = f"cortexd loading {self._inbound.model}"
+        node = self._lazy_node if load is None else load.node
+        if self._shows_node and node:
+            said += f" on {node}"
+        if load is not None and load.fraction is not None:
+            said += f" {load.fraction:.0%}"
+        return "".join(char if char.isprintable() else "?" for char in said)
+
+
+def _response_event(inbound: Inbound, number: int) -> bytes:
+    """`response.created` first, since the SDKs insist on that, then `response.in_progress`."""
+    kind = "response.created" if number == 1 else "response.in_progress"
+    response = openai.PendingResponse(
+        f"resp_{inbound.request_id}", int(time.time()), inbound.model or ""
+    )
+    event = openai.ResponseProgress(kind, response, number - 1)
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(event))
