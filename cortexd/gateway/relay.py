@@ -107,7 +107,13 @@ class Relay:
     async def _carry(
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
     ) -> Carried:
-        attempts = Attempts(self._dispatcher, inbound.model or "", self._config.upstream.retries)
+        attempts = Attempts(
+            self._dispatcher,
+            inbound.model or "",
+            self._config.upstream.retries,
+            patience_for=self._config.loading.timeout,
+            patience=alive,
+        )
         waited, is_first = 0.0, True
         while True:
             route = inbound.route = await self._dispatcher.route(attempts.query, alive)

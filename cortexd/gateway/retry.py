@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from cortexd.control.coldload import Patience
 from cortexd.control.dispatch import Dispatcher, RouteDecision
+from cortexd.control.turns import now
 from cortexd.fleet.routing import Query
 from cortexd.proxy.connection import UpstreamFault
 
@@ -19,15 +21,28 @@ class Attempts:
     """What was tried for one request, and what may follow.
 
     retries: how many attempts may follow the first.
+    patience_for: seconds that a request which met a cold model may wait in all.
+    patience: told what it waits for.
     is_fresh: the next one must not use a connection that was used before.
     """
 
-    def __init__(self, dispatcher: Dispatcher, model: str, retries: int) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        model: str,
+        retries: int,
+        *,
+        patience_for: float = 0.0,
+        patience: Patience | None = None,
+    ) -> None:
         self._dispatcher = dispatcher
         self._model = model
         self._tried: set[str] = set()
         self._left = retries
         self._has_resent = False
+        self._since = now()
+        self._until = self._since + patience_for
+        self._patience = patience
         self.is_fresh = False
 
     @property
@@ -36,8 +51,13 @@ class Attempts:
         return Query(self._model, self._tried)
 
     def declines(self, route: RouteDecision, status: int) -> bool:
-        """Whether an answer with that status is given up for a replica that is no busier."""
-        if status not in BACK_PRESSURE or not self._left:
+        """Whether an answer with that status is given up, for a replica that is no busier or, after
+        a load, for a place in the line."""
+        if status not in BACK_PRESSURE:
+            return False
+        if self._has_a_place(route):
+            return True
+        if not self._left:
             return False
         other = self._dispatcher.other(self._query_without(route))
         if other is None:
@@ -46,7 +66,13 @@ class Attempts:
         return busy(other) < busy(route.replica)  # ours counts there, so this is "no busier"
 
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
-        """Whether another attempt may follow this fault; `query` and `is_fresh` then say how."""
+        """Whether another attempt may follow this fault; `query` and `is_fresh` then say how.
+
+        Raises Refusal when it has waited in vain.
+        """
+        if fault.what == "declined" and self._has_a_place(route):
+            await self._dispatcher.wait_turn(route, self._since, self._patience)
+            return True
         if not self._left:
             return False
         self._left -= 1
@@ -71,6 +97,10 @@ class Attempts:
                 return True
             case _:
                 return False
+
+    def _has_a_place(self, route: RouteDecision) -> bool:
+        """Whether it waited for this model, and may wait for longer: others would come first."""
+        return route.is_cold_start and now() < self._until
 
     def _query_without(self, route: RouteDecision) -> Query:
         return Query(self._model, {*self._tried, route.node})

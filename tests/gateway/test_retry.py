@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from cortexd.control.dispatch import Dispatcher, RouteDecision
@@ -21,6 +22,7 @@ class Routes:
         self.nodes = nodes
         self.moved = moved
         self.load = load
+        self.back_in_line = 0
 
     def other(self, query: Query) -> Replica | None:
         left = [Replica(node, "m", "loaded") for node in self.nodes if node not in query.tried]
@@ -28,6 +30,9 @@ class Routes:
 
     def in_flight(self, replica: Replica) -> int:
         return self.load.get(replica.node, 0)
+
+    async def wait_turn(self, route: RouteDecision, since: float, patience: object) -> None:
+        self.back_in_line += 1
 
     async def endpoint_moved(self, route: RouteDecision) -> str | None:
         return "http://elsewhere" if self.moved else None
@@ -106,11 +111,32 @@ async def test_no_more_attempts_than_retries() -> None:
         (200, ["b"], {"a": 1}, False),
     ],
 )
-def test_back_pressure_is_passed_over_for_a_replica_that_is_no_busier(
+async def test_back_pressure_is_passed_over_for_a_replica_that_is_no_busier(
     status: int, nodes: list[str], load: dict[str, int], expected: bool
 ) -> None:
     assert attempts(*nodes, **load).declines(A, status) is expected
 
 
-def test_the_last_attempt_takes_what_it_gets() -> None:
+async def test_the_last_attempt_takes_what_it_gets() -> None:
     assert not attempts("b", retries=0, a=1).declines(A, 503)
+
+
+COLD = msgspec.structs.replace(A, route="cold")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_who_has_waited_for_a_model_goes_back_to_the_line_as_often_as_need_be(
+    status: int,
+) -> None:
+    routes = Routes("a")
+    tries = Attempts(cast(Dispatcher, routes), "m", 0, patience_for=60)
+    for _ in range(5):
+        assert tries.declines(COLD, status)
+        assert await tries.has_next(fault("declined"), COLD)
+    assert routes.back_in_line == 5
+    assert tries.query.tried == set()
+
+
+async def test_nobody_waits_for_longer_than_the_bound() -> None:
+    tries = Attempts(cast(Dispatcher, Routes("a")), "m", 0, patience_for=0)
+    assert not tries.declines(COLD, 503)
