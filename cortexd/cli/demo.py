@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 READY_WITHIN = 60.0  # seconds for three processes to start on a slow machine
 
+SLOW_DISK = 12  # MiB per second: some seconds for the sample model
+
 COLD = "smollm2-135m"
 LAZY = "smollm2-135m-long"
 QUESTION = "Name three colours."
@@ -47,6 +49,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=[13131, 13132],
         metavar="PORT",
         help="the two neurons' (default: 13131 13132)",
+    )
+    parser.add_argument(
+        "--slow-disk",
+        action="store_true",
+        help="load at 12 MiB/s, to see what a caller hears meanwhile",
     )
     parser.add_argument(
         "--models",
@@ -129,13 +136,16 @@ async def _show(args: argparse.Namespace, place: Path, keys: list[str]) -> None:
 def _write_configuration(args: argparse.Namespace, place: Path, files: dict[str, Path]) -> None:
     import tomlkit
 
+    disk: dict[str, Any] = {"read_mb_s": SLOW_DISK} if args.slow_disk else {}
+
     def neuron(port: int, models: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "neuron": {"listen": f"{HOST}:{port}"},
-            "paths": {"models": [str(place / "models")], "logs": str(place)},
+            "paths": {"models": [str(place / "models")], "logs": str(place)} | disk,
             "models": models,
         }
 
+    loading: dict[str, Any] = {"loading": {"keepalive": "1s"}} if args.slow_disk else {}
     known: list[dict[str, Any]] = [
         {"id": LAZY, "path": str(files["smollm2-135m"]), "context": 8192}
     ]
@@ -158,6 +168,7 @@ def _write_configuration(args: argparse.Namespace, place: Path, files: dict[str,
             ],
             "models": catalogue,
             "aliases": {"small": COLD},
+            **loading,
         },
     }
     for name, content in written.items():
@@ -200,21 +211,44 @@ async def _ask(session: aiohttp.ClientSession, model: str, why: str) -> None:
     usage: dict[str, int] = {}
     async with _waiting() as over, session.post("/v1/chat/completions", json=body) as answer:
         await _expect_200(answer)
-        route, node = answer.headers["x-cortex-route"], answer.headers["x-cortex-node"]
+        route = answer.headers["x-cortex-route"]
+        # A head that goes out before the load is over can't name the node yet.
+        node = answer.headers.get("x-cortex-node")
         async for line in answer.content:
+            if line.startswith(b": "):
+                over()
+                _show_progress(line[2:].decode().strip())
             if not line.startswith(b"data: {"):
                 continue
             event = msgspec.json.decode(line[6:])
             usage = event.get("usage") or usage
             for choice in event["choices"]:
                 if text := choice["delta"].get("content"):
-                    first = first or clock() - began
-                    over()
+                    if not first:
+                        first = clock() - began
+                        over()
+                        _clear_line()
                     print(text, end="", flush=True)
     _say(
-        f"\n  route {_bold(route)} on node {node}, first token after {first:.2f} s, "
+        f"\n  route {_bold(route)}{f' on node {node}' if node else ''}, first token after {first:.2f} s, "
         f"{usage.get('prompt_tokens')} + {usage.get('completion_tokens')} tokens\n"
     )
+
+
+def _show_progress(said: str) -> None:
+    """A keep-alive of the gateway: on a terminal as a bar, else as the line that it is."""
+    if not sys.stdout.isatty():
+        print(f"  : {said}", flush=True)
+        return
+    words, _, percent = said.rpartition(" ")
+    share = int(percent[:-1]) if percent.endswith("%") and percent[:-1].isdigit() else 0
+    bar = "█" * (share * 30 // 100)
+    print(f"\r  {bar:░<30} {share:3} %  {words if share else said}", end="", flush=True)
+
+
+def _clear_line() -> None:
+    if sys.stdout.isatty():
+        print("\r\x1b[K", end="", flush=True)
 
 
 async def _complete(session: aiohttp.ClientSession, model: str) -> None:
@@ -274,7 +308,7 @@ async def _waiting() -> AsyncIterator[Callable[[], None]]:
         if counting is not None:
             counting.cancel()
             counting = None
-            print("\r\x1b[K", end="", flush=True)
+            _clear_line()
 
     try:
         yield over

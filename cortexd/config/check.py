@@ -77,6 +77,7 @@ def _neuron_problems(config: neuron.Config) -> Iterator[Problem]:
     yield from _listen(("neuron", "listen"), config.neuron.listen)
     yield from _names("models", "id", [model.id for model in config.models])
     yield from _least(("neuron", "memory_mb"), config.neuron.memory_mb, 1)
+    yield from _least(("paths", "read_mb_s"), config.paths.read_mb_s, 1)
     for number, model in enumerate(config.models):
         yield from _least(("models", number, "context"), model.context, 1)
         yield from _least(("models", number, "parallel"), model.parallel, 1)

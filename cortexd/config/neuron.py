@@ -23,10 +23,15 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[paths]`: where model files lie, and where each engine's log goes."""
+    """`[paths]`: where model files lie, and where each engine's log goes.
+
+    read_mb_s: MiB per second that a load may read, where the disk is for others, too; unset: what
+        it gives.
+    """
 
     models: tuple[str, ...] = ("/var/lib/cortexd/models",)
     logs: str | None = None
+    read_mb_s: int | None = None
 
 
 class LocalModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

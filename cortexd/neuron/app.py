@@ -63,7 +63,11 @@ class Neuron:
         token = await asyncio.to_thread(self._read_token)
         harnesses = self._harnesses
         if harnesses is None:
-            harnesses = {"llamacpp": LlamaCpp(self._base / (config.paths.logs or _default_logs()))}
+            harnesses = {
+                "llamacpp": LlamaCpp(
+                    self._base / (config.paths.logs or _default_logs()), config.paths.read_mb_s
+                )
+            }
         _check_models(config, harnesses)
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             log.warning("whoever reaches %s may load models: no token_file", config.neuron.listen)

@@ -95,6 +95,7 @@ def test_an_endpoint_loses_its_trailing_slash(tmp_path: Path) -> None:
     [
         ("[neuron]\nlisten='x'", "neuron.listen"),
         ("[neuron]\nmemory_mb=0", "neuron.memory_mb"),
+        ("[paths]\nread_mb_s=0", "paths.read_mb_s"),
         ("[[models]]\nid='m'\npath='p'\ncontext=0", "models[0].context"),
         ("[[models]]\nid='m'\npath='p'\nparallel=0", "models[0].parallel"),
         ("[[models]]\nid='m'\npath='p'\ngpu_layers=-2", "models[0].gpu_layers"),

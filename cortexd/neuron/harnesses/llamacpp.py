@@ -38,10 +38,14 @@ _decode_gpus = msgspec.json.Decoder(list[Gpu])
 
 
 class LlamaCpp:
-    """Runs GGUF models. `logs`: the directory with one log file per model."""
+    """Runs GGUF models. `logs`: the directory with one log file per model.
 
-    def __init__(self, logs: Path) -> None:
+    read_mb_s: MiB per second that a load may read; None: what the disk gives.
+    """
+
+    def __init__(self, logs: Path, read_mb_s: int | None = None) -> None:
         self._logs = logs
+        self._read_mb_s = read_mb_s
         self._gpus: Sequence[Gpu] = ()
 
     def capabilities(self, model: LocalModel) -> list[str]:
@@ -141,7 +145,12 @@ class LlamaCpp:
         if launch.devices and self._gpus:
             settings["tensor_split"] = [float(gpu.index in launch.devices) for gpu in self._gpus]
         settings |= model.args
-        order = {"model": str(launch.path), "id": model.id, "set": settings}
+        order = {
+            "model": str(launch.path),
+            "id": model.id,
+            "set": settings,
+            "read_mb_s": self._read_mb_s,
+        }
         return msgspec.json.encode(order) + b"\n"
 
 

@@ -1,9 +1,10 @@
 """The child side of the llamacpp harness: one process, one model, llama.cpp's own HTTP server.
 
 It is given its parent's process id as argument and one line of JSON on stdin: `model` (the
-file), `id` (the name it answers under) and `set` (names of xllamacpp's CommonParams, dotted for
-nested ones, to values). When the model is loaded it prints the URL of its server; it ends when
-stdin does. `--devices` in place of the process id prints what llama.cpp knows of this host's GPUs.
+file), `id` (the name it answers under), `set` (names of xllamacpp's CommonParams, dotted for
+nested ones, to values) and `read_mb_s` (MiB per second to read, or null). When the model is loaded
+it prints the URL of its server; it ends when stdin does. `--devices` in place of the process id
+prints what llama.cpp knows of this host's GPUs.
 
 It imports nothing of cortexd: what goes wrong here must not reach the node agent.
 """
@@ -13,9 +14,11 @@ from __future__ import annotations
 import ctypes
 import difflib
 import json
+import mmap
 import os
 import signal
 import sys
+import time
 from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +37,7 @@ def main() -> None:
     if order is None:
         return
 
+    pages = read_slowly(order["model"], rate) if (rate := order.get("read_mb_s")) else None
     xllamacpp = engine()
     params = xllamacpp.CommonParams()
     params.model.path = order["model"]
@@ -44,6 +48,7 @@ def main() -> None:
         server = xllamacpp.Server(params)  # holds the GIL until the model is loaded
     except RuntimeError as error:
         fail(str(error))
+    del pages
     print(server.listening_address, file=answer, flush=True)
     sys.stdin.buffer.read()
     # The server's destructor waits for clients that stream; whoever stops us has drained them.
@@ -66,6 +71,26 @@ def die_with_parent(parent: int) -> None:
         fail(f"prctl: {os.strerror(ctypes.get_errno())}")
     if os.getppid() != parent:  # it was gone before the kernel was asked
         sys.exit(1)
+
+
+def read_slowly(path: str, rate: float) -> mmap.mmap | None:
+    """Bring a file into memory at `rate` MiB per second: the engine then finds it there.
+
+    The pages count as this process's own while what is returned lives: so the parent sees how far
+    it is. None when there is no such file; the engine says so in its own words.
+    """
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - this process imports what it must
+            pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError):
+        return None
+    step = 1 << 20
+    began = time.monotonic()
+    for number, start in enumerate(range(0, len(pages), step)):
+        for page in range(start, min(start + step, len(pages)), mmap.PAGESIZE):
+            pages[page]
+        time.sleep(max(0.0, began + (number + 1) / rate - time.monotonic()))
+    return pages
 
 
 def set_param(params: Any, name: str, value: Any) -> None:
