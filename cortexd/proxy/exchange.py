@@ -62,7 +62,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """How an answer went. `first_byte`: of its body, loop time; None: it had no body."""
+    """How an answer went. `first_byte`: of its body, monotonic; None: it had no body."""
 
     status: int
     first_byte: float | None
@@ -147,11 +147,11 @@ class _Flight:
     def head(self, head: Head) -> None:
         """Pass the head on, unless it is not wanted."""
         call, splice = self._call, self._splice
-        if call.declines(head.status):
+        # Where the gateway has begun an event stream, no other answer fits in.
+        if call.declines(head.status) or (splice.is_open and head.status != 200):
             raise UpstreamFault("declined", f"it answered {head.status}")
-        if splice.is_open and (head.status != 200 or not head.is_event_stream):
-            # The gateway has begun an event stream: no other answer fits in there.
-            raise UpstreamFault("declined", f"it answered {head.status}")
+        if splice.is_open and not head.is_event_stream:
+            raise UpstreamFault("declined", "its answer is no event stream")
         self._is_passed_on = True
         # Some engines send their head before they have read the prompt.
         self._since = self._loop.time()
@@ -233,9 +233,7 @@ class _Flight:
         splice = self._splice
         if self._is_passed_on:
             if splice.is_event_stream:
-                if words := self._call.last_words(fault):
-                    splice.write(words)
-                splice.flush()
+                splice.say(self._call.last_words(fault))
                 splice.cut()
             else:
                 splice.abort()
