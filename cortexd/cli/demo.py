@@ -229,8 +229,9 @@ async def _ask(session: aiohttp.ClientSession, model: str, why: str) -> None:
                         over()
                         _clear_line()
                     print(text, end="", flush=True)
+    where = f" on node {node}" if node else ""
     _say(
-        f"\n  route {_bold(route)}{f' on node {node}' if node else ''}, first token after {first:.2f} s, "
+        f"\n  route {_bold(route)}{where}, first token after {first:.2f} s, "
         f"{usage.get('prompt_tokens')} + {usage.get('completion_tokens')} tokens\n"
     )
 

@@ -26,6 +26,7 @@ from cortexd.proxy.connection import UpstreamFault
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
+from cortexd.wire.neuron import fault_text
 from cortexd.wire.sse import UsageRemover
 
 # Where a stream says its token counts only on request.
@@ -127,7 +128,7 @@ class Relay:
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)
             except UpstreamFault as fault:
-                self._accounting.tried(route, fault.what)
+                self._accounting.tried(route, str(fault.status or fault.what))
                 self._dispatcher.confirm(route, served=False)
                 if not await attempts.has_next(fault, route):
                     raise _refusal(fault, route) from fault
@@ -158,6 +159,7 @@ class Relay:
             first_byte_timeout=first_byte,
             idle_timeout=upstream.idle_timeout,
             is_fresh=attempts.is_fresh,
+            is_late=route.is_cold_start and can_wait(inbound),
             declines=lambda status: attempts.declines(route, status),
             remover=UsageRemover() if inbound.hides_usage else None,
             last_words=lambda fault: last_words(
@@ -205,6 +207,12 @@ def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
         return Refusal(
             errors.UPSTREAM_TIMEOUT,
             f"The node {node} did not begin to answer for {model!r} in time: {fault}. Try again.",
+        )
+    if fault.what == "answered":
+        words, _ = fault_text(fault.content)
+        return Refusal(
+            errors.UPSTREAM_FAILED,
+            f"The node {node} answered {fault.status} for {model!r}: {words}",
         )
     return Refusal(
         errors.UPSTREAM_FAILED,

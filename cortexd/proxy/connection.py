@@ -41,7 +41,9 @@ class Head(NamedTuple):
     is_event_stream: bool
 
 
-What = Literal["refused", "unreachable", "unsent", "reset", "invalid", "declined", "timeout"]
+What = Literal[
+    "refused", "unreachable", "unsent", "reset", "invalid", "declined", "answered", "timeout"
+]
 
 
 class UpstreamFault(Exception):
@@ -50,9 +52,10 @@ class UpstreamFault(Exception):
     what: `refused`, no connection was made; `unreachable`, not in time; `unsent`, one from the
         pool was closed before the request was written: the upstream has not seen the request.
         `reset`, the connection ended before a byte of an answer; `invalid`, what came is no whole
-        HTTP answer; `declined`, the answer was not wanted; `timeout`, it did not come.
+        HTTP answer; `declined`, the answer was not wanted; `answered`, but with something that
+        has no place in the stream that is open already; `timeout`, it did not come.
     is_reused: the connection had carried another exchange before.
-    after: seconds since the request was sent.
+    after: seconds since the request was sent. status, content: of an answer that has no place.
     """
 
     def __init__(self, what: What, detail: str, *, is_reused: bool = False) -> None:
@@ -60,6 +63,8 @@ class UpstreamFault(Exception):
         self.what: What = what
         self.is_reused = is_reused
         self.after = 0.0
+        self.status = 0
+        self.content = b""
 
 
 class Receiver(Protocol):

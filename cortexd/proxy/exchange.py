@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -23,6 +24,8 @@ from cortexd.proxy.splice import Splice
 from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
 from cortexd.wire.sse import UsageRemover
+
+_WORDS: Final = 16 * 1024  # bytes of an answer that has no place, for what it says
 
 
 def _never(status: int) -> bool:
@@ -44,6 +47,7 @@ class Call(msgspec.Struct, frozen=True):
     is_fresh: on a new connection, whatever the pool has.
     declines: asked with the status of the answer: True gives it up while nothing is passed on.
     last_words: what to say at the end of an event stream that broke off.
+    is_late: the gateway may open the stream itself before the answer comes.
     remover: takes the usage that the client did not ask for out of an event stream again.
     """
 
@@ -58,11 +62,12 @@ class Call(msgspec.Struct, frozen=True):
     is_fresh: bool = False
     declines: Callable[[int], bool] = _never
     last_words: Callable[[UpstreamFault], bytes] = _no_words
+    is_late: bool = False
     remover: UsageRemover | None = None
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """How an answer went. `first_byte`: of its body, loop time; None: it had no body."""
+    """How an answer went. `first_byte`: of its body, monotonic; None: it had no body."""
 
     status: int
     first_byte: float | None
@@ -113,7 +118,9 @@ class _Flight:
         "_fault",
         "_is_passed_on",
         "_limit",
+        "_looks",
         "_loop",
+        "_refusing",
         "_sent",
         "_since",
         "_splice",
@@ -131,7 +138,10 @@ class _Flight:
         self._limit = call.first_byte_timeout
         self._is_passed_on = False  # something of the answer
         self._fault: UpstreamFault | None = None
-        self.body = splice.write if call.remover is None else self._write_rest_of
+        self._refusing: UpstreamFault | None = None
+        # A call of ours for each piece only where there is something to look at.
+        self._looks = call.remover is not None or call.is_late or splice.is_open
+        self.body = self._pass_on if self._looks else splice.write
         self.flush = splice.flush
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
@@ -150,8 +160,16 @@ class _Flight:
         if call.declines(head.status):
             raise UpstreamFault("declined", f"it answered {head.status}")
         if splice.is_open and (head.status != 200 or not head.is_event_stream):
-            # The gateway has begun an event stream: no other answer fits in there.
-            raise UpstreamFault("declined", f"it answered {head.status}")
+            # The gateway has begun an event stream: no other answer fits in, but its words may.
+            what = f"it answered {head.status}"
+            if head.status == 200:
+                what = "its answer is no event stream"
+            fault = UpstreamFault("answered", what)
+            fault.status = head.status
+            if not self._looks:
+                raise fault
+            self._refusing = fault
+            return
         self._is_passed_on = True
         # Some engines send their head before they have read the prompt.
         self._since = self._loop.time()
@@ -170,6 +188,9 @@ class _Flight:
     def end(self) -> None:
         """The answer is whole."""
         self._connection = None
+        if self._refusing is not None:
+            self._break_off(self._refusing)
+            return
         if self._call.remover is not None and (rest := self._call.remover.rest()):
             self._splice.write(rest)
         self._splice.end()
@@ -178,7 +199,7 @@ class _Flight:
     def failed(self, fault: UpstreamFault) -> None:
         """It never will be."""
         self._connection = None
-        self._break_off(fault)
+        self._break_off(self._refusing or fault)
 
     # What ends it otherwise.
 
@@ -209,13 +230,18 @@ class _Flight:
         found = usage.from_stream if splice.is_event_stream else usage.from_body
         return Carried(splice.status, splice.first_at, found(tail, splice.first), fault is not None)
 
-    def _write_rest_of(self, data: bytes) -> None:
-        """Pass on a piece of the body without the usage in it."""
-        splice, remover = self._splice, self._call.remover
-        if remover is None or not splice.is_event_stream:
+    def _pass_on(self, data: bytes) -> None:
+        """A piece of the body, where it is not simply the client's."""
+        splice, remover, refusing = self._splice, self._call.remover, self._refusing
+        if refusing is not None:
+            refusing.content += data
+            if len(refusing.content) > _WORDS:
+                self._drop()
+                self._break_off(refusing)
+        elif remover is None or not splice.is_event_stream:
             splice.write(data)
-        elif left := remover.feed(data):
-            splice.write(left)
+        else:
+            splice.write(remover.feed(data))
 
     def _abandon(self) -> None:
         """The client is gone, and with it the reason to go on."""
@@ -233,9 +259,7 @@ class _Flight:
         splice = self._splice
         if self._is_passed_on:
             if splice.is_event_stream:
-                if words := self._call.last_words(fault):
-                    splice.write(words)
-                splice.flush()
+                splice.say(self._call.last_words(fault))
                 splice.cut()
             else:
                 splice.abort()

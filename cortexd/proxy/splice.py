@@ -49,10 +49,10 @@ class Response(web.StreamResponse):
 class Splice:
     """One answer on its way to a client.
 
-    was_moved: something was written since this was last set to False (a mark for deadlines).
+    was_moved: some of the body was written since this was last set to False (a mark for deadlines).
     is_gone: the client has left; nothing is written any more.
     is_open: the head went out. is_ended: nothing may follow.
-    first_at: when the first byte of the body went out, loop time. first: the body's first bytes,
+    first_at: when the first byte of the body was written, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
     on_pause, on_resume: called when the client takes no more, and when it does again.
     on_gone: called when it leaves.
@@ -133,9 +133,11 @@ class Splice:
 
     def write(self, data: bytes) -> None:
         """A piece of the body; it goes out with the next `flush`."""
+        if not data:  # as a chunk it would be the last one
+            return
         self.was_moved = True
         if not self._kept:
-            self.first_at = asyncio.get_running_loop().time()
+            self.first_at = time.monotonic()
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:
@@ -147,9 +149,10 @@ class Splice:
         else:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
 
-    def say(self, data: bytes) -> None:
-        """Words of the gateway's own, at once; they are no part of the answer."""
-        self._out.append(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
+    def say(self, words: bytes) -> None:
+        """Words of the gateway's own, at once; they don't count as any of the body."""
+        if words:
+            self._out.append(b"%x\r\n%b\r\n" % (len(words), words) if self._is_chunked else words)
         self.flush()
 
     def flush(self) -> bool:

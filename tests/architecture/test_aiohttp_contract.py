@@ -17,7 +17,8 @@ from aiohttp.http import HttpProcessingError, HttpRequestParser
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
-from tests.proxy.raw import Address, answers, connected, until
+from tests.functional.raw import Address, answers, connected
+from tests.waiting import until
 
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /%b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -66,10 +67,11 @@ async def test_an_answer_written_around_aiohttp_lets_the_connection_go_on() -> N
         return write_raw(request, request.path.encode())
 
     async with served(handle) as address, connected(address) as client:
-        client.send(GET % b"1" + GET % b"2")  # in one piece: pipelined
+        await client.send(GET % b"1" + GET % b"2")  # in one piece: pipelined
         await client.read_until(b"/2")
-        client.send(LAST % b"3" + b"\r\n")
-        bodies = [body for _, _, body in answers(await client.read_to_end(), *["GET"] * 3)]
+        await client.send(LAST % b"3" + b"\r\n")
+        await client.read_rest()
+        bodies = [each.body for each in answers(client.received, *["GET"] * 3)]
         assert bodies == [b"/1", b"/2", b"/3"]
 
 
@@ -79,10 +81,11 @@ async def test_a_body_that_nobody_read_is_drained_before_the_next_request() -> N
 
     post = b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n" + GET % b"x" * 1
     async with served(handle) as address, connected(address) as client:
-        client.send(post)
+        await client.send(post)
         await client.read_until(b"/1")
-        client.send(bytes(600_000 - len(GET % b"x")) + LAST % b"2")
-        bodies = [body for _, _, body in answers(await client.read_to_end(), "POST", "GET")]
+        await client.send(bytes(600_000 - len(GET % b"x")) + LAST % b"2")
+        await client.read_rest()
+        bodies = [each.body for each in answers(client.received, "POST", "GET")]
         assert bodies == [b"/1", b"/2"]
 
 
@@ -95,10 +98,10 @@ async def test_after_bytes_went_out_a_failure_adds_none() -> None:
         raise ZeroDivisionError
 
     async with served(handle) as address, connected(address) as client:
-        client.send(GET % b"")
+        await client.send(GET % b"")
         await client.read_until(b"begun")
         is_read.set()
-        assert (await client.read_to_end()).endswith(b"begun")
+        assert await client.read_rest() == b""
 
 
 async def test_a_client_that_leaves_cancels_its_handler_once() -> None:
@@ -117,7 +120,7 @@ async def test_a_client_that_leaves_cancels_its_handler_once() -> None:
 
     async with served(handle, handler_cancellation=True) as address:
         async with connected(address) as client:
-            client.send(GET % b"")
+            await client.send(GET % b"")
             await is_running.wait()
         await until(lambda: bool(cancelled))
     assert len(cancelled) == 1
@@ -155,9 +158,9 @@ async def test_transports_tell_the_protocol_of_back_pressure() -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     async with connected(runner.addresses[0], receive_buffer=4096) as client:
-        client.send(GET % b"")
+        await client.send(GET % b"")
         await until(lambda: bool(told))
-        await client.read_to_end()
+        await client.read_rest()
     await runner.cleanup()
     assert told == ["pause", "resume"]
 
@@ -175,9 +178,9 @@ async def test_a_request_that_says_no_keep_alive_ends_the_connection_and_says_so
         return web.Response(body=b"x")
 
     async with served(handle, request_factory=make) as address, connected(address) as client:
-        client.send(GET % b"" + GET % b"")
-        (answer,) = answers(await client.read_to_end(), "GET")
-        assert answer[1]["connection"] == "close"
+        await client.send(GET % b"" + GET % b"")
+        (answer,) = answers(await client.read_rest(), "GET")
+        assert answer.get("connection") == "close"
 
 
 async def test_what_is_left_of_a_body_is_read_after_the_answer() -> None:
@@ -225,8 +228,8 @@ async def test_what_is_left_of_a_body_is_read_after_the_answer() -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     async with connected(runner.addresses[0]) as client:
-        client.send(GET % b"")
-        assert (await client.read_to_end()).endswith(b"\r\n\r\nx")
+        await client.send(GET % b"")
+        assert (await client.read_rest()).endswith(b"\r\n\r\nx")
     await runner.cleanup()
     assert order == ["message_consumed", "Body", "readany"]
 

@@ -14,15 +14,19 @@ from cortexd import __version__
 from cortexd.cli.main import COMMANDS, main
 
 
-def cortexd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "cortexd", *arguments],
+        command,
         capture_output=True,
         text=True,
         timeout=60,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
+
+
+def cortexd(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "cortexd", *arguments, cwd=cwd)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), *((name, "--help") for name in COMMANDS)])
@@ -96,15 +100,8 @@ def test_too_few_descriptors_are_status_1_in_words(
         f"[{table}]\nlisten = '127.0.0.1:0'\n"
         + (f"[paths]\nlogs = '{tmp_path}'\n" if table == "neuron" else "")
     )
-    run = f"ulimit -n 300; exec {sys.executable} -m cortexd {command} --config x.toml"
-    done = subprocess.run(
-        ["sh", "-c", run],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    words = f"ulimit -n 300; exec {sys.executable} -m cortexd {command} --config x.toml"
+    done = run("sh", "-c", words, cwd=tmp_path)
     assert done.returncode == 1
     assert "at most 300 files may be open, 768 are needed" in done.stderr
     assert len(done.stderr.splitlines()) == 1

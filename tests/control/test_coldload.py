@@ -9,13 +9,12 @@ import pytest
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Loading, Polling
+from cortexd.config.gateway import Config, Loading
 from cortexd.config.units import Duration
 from cortexd.control import coldload
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import Fleet, running_fleet, until
-
-FAST = Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
+from tests.gateway.fleet import FAST, Fleet, running_fleet
+from tests.waiting import until
 
 
 def assert_idle(fleet: Fleet) -> None:
@@ -153,7 +152,8 @@ async def test_already_loaded_is_a_success() -> None:
         assert (await fleet.ask()).status == 200
 
 
-async def test_a_neuron_that_only_takes_note_is_watched_until_the_model_is_there() -> None:
+def note_taker() -> FakeNeuron:
+    """A neuron that answers a load before it is done."""
     neuron = FakeNeuron()
 
     async def note(body: dict[str, Any]) -> web.Response:
@@ -161,6 +161,11 @@ async def test_a_neuron_that_only_takes_note_is_watched_until_the_model_is_there
         return web.json_response({"status": "loading"})
 
     neuron.load_answer = note
+    return neuron
+
+
+async def test_a_neuron_that_only_takes_note_is_watched_until_the_model_is_there() -> None:
+    neuron = note_taker()
     async with running_fleet(Profile("m"), a=neuron) as fleet:
         asking = asyncio.create_task(fleet.ask())
         await waiting(fleet, 1)
@@ -175,13 +180,7 @@ async def test_a_neuron_that_only_takes_note_is_watched_until_the_model_is_there
 
 @pytest.mark.parametrize("end", [{}, {"m": {"id": "m", "status": "failed", "error": "disk full"}}])
 async def test_a_load_that_vanishes_after_it_was_noted_has_failed(end: dict[str, Any]) -> None:
-    neuron = FakeNeuron()
-
-    async def note(body: dict[str, Any]) -> web.Response:
-        neuron.models["m"] = "loading"
-        return web.json_response({"status": "loading"})
-
-    neuron.load_answer = note
+    neuron = note_taker()
     async with running_fleet(Profile("m"), a=neuron) as fleet:
         asking = asyncio.create_task(fleet.ask())
         await waiting(fleet, 1)

@@ -8,7 +8,8 @@ from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet, until
+from tests.gateway.fleet import running_fleet
+from tests.waiting import until
 
 SLOW = Config(polling=Polling(Duration(3600), Duration(2), unhealthy_after=2))
 

@@ -5,7 +5,8 @@ import asyncio
 from aiohttp import web
 
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet, until
+from tests.gateway.fleet import running_fleet
+from tests.waiting import until
 
 
 async def test_simultaneous_requests_share_one_question() -> None:

@@ -6,7 +6,8 @@ from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet, until
+from tests.gateway.fleet import running_fleet
+from tests.waiting import until
 
 
 def polling(interval: float, timeout: float = 2) -> Config:

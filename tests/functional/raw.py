@@ -14,6 +14,7 @@ import msgspec
 
 from tests.functional.faults import GUARD, reset
 
+Address = tuple[str, int]
 Ended = Literal["eof", "reset"]
 
 
@@ -34,6 +35,7 @@ class Heard:
     """An answer as far as it came.
 
     complete: it ended as HTTP says; `fault` is h11's word when what came is not HTTP.
+    is_last: no other may follow it on its connection.
     ended: how the connection ended with it, or None when it stands.
     """
 
@@ -44,6 +46,7 @@ class Heard:
     body: bytes = b""
     trailers: list[tuple[str, str]] = field(default_factory=list)
     complete: bool = False
+    is_last: bool = False
     fault: str | None = None
     ended: Ended | None = None
     raw: bytes = b""
@@ -68,20 +71,82 @@ class Heard:
         return msgspec.json.decode(self.body)
 
 
+class Hearing:
+    """h11 hears one answer, piece by piece. `is_over`: no more of it comes; `left`: what came after
+    its end."""
+
+    def __init__(self, method: str) -> None:
+        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
+        self._parser.send(h11.Request(method=method, target="/", headers=[("Host", "gateway")]))
+        self._parser.send(h11.EndOfMessage())
+        self._heard = Heard()
+        self._raw, self._body = bytearray(), bytearray()
+        self.is_over = False
+
+    def feed(self, data: bytes) -> None:
+        """A piece, or nothing at the end of the connection."""
+        self._raw += data
+        self._parser.receive_data(data)
+        try:
+            while not self.is_over and (event := self._parser.next_event()) is not h11.NEED_DATA:
+                self._note(event)
+        except h11.RemoteProtocolError as error:
+            self._heard.fault, self.is_over = str(error), True
+
+    @property
+    def left(self) -> bytes:
+        return bytes(self._parser.trailing_data[0])
+
+    def heard(self) -> Heard:
+        """The answer so far."""
+        self._heard.body = bytes(self._body)
+        self._heard.raw = bytes(self._raw[: len(self._raw) - len(self.left)])
+        return self._heard
+
+    def _note(self, event: object) -> None:
+        heard = self._heard
+        match event:
+            case h11.InformationalResponse():
+                pass
+            case h11.Response():
+                heard.status, heard.reason = event.status_code, event.reason.decode("latin-1")
+                heard.version = event.http_version.decode()
+                heard.headers = _text(list(event.headers))
+            case h11.Data():
+                self._body += event.data
+            case h11.EndOfMessage():
+                heard.trailers = _text(list(event.headers))
+                heard.complete = self.is_over = True
+                heard.is_last = self._parser.our_state is not h11.DONE
+            case _:  # the connection was closed
+                self.is_over = True
+
+
 class Client:
-    """One connection to a gateway. Nothing is read unless a method here says so."""
+    """One connection. Nothing is read unless a method here says so.
+
+    received: all that was read of it. ended: how it ended, once that was read, too.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.unread = bytearray()
+        self.received = bytearray()
         self.ended: Ended | None = None
+        self._taken = 0  # bytes of what was received that a method has returned
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were received and that no method has returned."""
+        return len(self.received) - self._taken
 
     async def send(self, data: bytes) -> None:
+        """Returns when the kernel has it all. Raises ConnectionError when nobody takes it."""
         async with asyncio.timeout(GUARD):
             await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
     async def read_some(self) -> bytes:
-        """What comes next; nothing at the end, which `ended` tells."""
+        """What comes next, for the other methods to return; nothing at the end, which `ended`
+        tells."""
         try:
             async with asyncio.timeout(GUARD):
                 data = await asyncio.get_running_loop().sock_recv(self.sock, 65536)
@@ -90,63 +155,34 @@ class Client:
             return b""
         if not data:
             self.ended = "eof"
+        self.received += data
         return data
 
     async def read_until(self, mark: bytes) -> bytes:
         """All up to and including `mark`. Fails when the connection ends before."""
-        while (at := self.unread.find(mark)) < 0:
-            data = await self.read_some()
-            assert data, f"ended ({self.ended}) before {mark!r}: {bytes(self.unread)!r}"
-            self.unread += data
-        taken = bytes(self.unread[: at + len(mark)])
-        del self.unread[: at + len(mark)]
-        return taken
+        while (at := self.received.find(mark, self._taken)) < 0:
+            assert await self.read_some(), f"ended ({self.ended}) before {mark!r}: {self._take()!r}"
+        return self._take(at + len(mark))
 
     async def read_rest(self) -> bytes:
         """All up to the end of the connection."""
         while self.ended is None:
-            self.unread += await self.read_some()
-        taken = bytes(self.unread)
-        self.unread.clear()
-        return taken
+            await self.read_some()
+        return self._take()
 
     async def read_answer(self, method: str = "POST", so_far: bytes = b"") -> Heard:
         """The next answer, as far as it comes. `so_far` was read already."""
-        parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
-        parser.send(h11.Request(method=method, target="/", headers=[("Host", "gateway")]))
-        parser.send(h11.EndOfMessage())
-        heard, raw, body = Heard(), bytearray(so_far), bytearray()
-        parser.receive_data(so_far) if so_far else None
-        try:
-            while not heard.complete:
-                event = parser.next_event()
-                if event is h11.NEED_DATA:
-                    if not self.unread and self.ended is None:
-                        self.unread += await self.read_some()
-                    if not self.unread:
-                        if self.ended == "reset":
-                            break
-                        parser.receive_data(b"")
-                        continue
-                    raw += self.unread
-                    parser.receive_data(bytes(self.unread))
-                    self.unread.clear()
-                elif isinstance(event, h11.Response):
-                    heard.status, heard.reason = event.status_code, event.reason.decode("latin-1")
-                    heard.version = event.http_version.decode()
-                    heard.headers = _text(list(event.headers))
-                elif isinstance(event, h11.Data):
-                    body += event.data
-                elif isinstance(event, h11.EndOfMessage):
-                    heard.complete = True
-                    heard.trailers = _text(list(event.headers))
-                elif isinstance(event, h11.ConnectionClosed):
-                    break
-        except h11.RemoteProtocolError as error:
-            heard.fault = str(error)
-        left = bytes(parser.trailing_data[0])
-        self.unread[:0] = left
-        heard.body, heard.raw = bytes(body), bytes(raw[: len(raw) - len(left)])
+        hearing = Hearing(method)
+        if so_far:
+            hearing.feed(so_far)
+        while not hearing.is_over:
+            if not self.unread and self.ended is None:
+                await self.read_some()
+            if not self.unread and self.ended == "reset":
+                break
+            hearing.feed(self._take())
+        self._taken -= len(hearing.left)
+        heard = hearing.heard()
         heard.ended = self.ended
         return heard
 
@@ -155,7 +191,7 @@ class Client:
         await self.send(request)
         return await self.read_answer(request.split(b" ", 1)[0].decode())
 
-    def ends(self) -> tuple[tuple[str, int], tuple[str, int]]:
+    def ends(self) -> tuple[Address, Address]:
         """Our address and theirs."""
         return self.sock.getsockname(), self.sock.getpeername()
 
@@ -168,10 +204,15 @@ class Client:
         reset(self.sock)
         self.sock.close()
 
+    def _take(self, end: int | None = None) -> bytes:
+        taken = bytes(self.received[self._taken : end])
+        self._taken += len(taken)
+        return taken
+
 
 @asynccontextmanager
 async def connected(
-    address: tuple[str, int], *, receive_buffer: int | None = None
+    address: Address, *, receive_buffer: int | None = None
 ) -> AsyncIterator[Client]:
     """A connection to that address; `receive_buffer` is the kernel's, in bytes."""
     with socket.socket() as sock:
@@ -180,6 +221,32 @@ async def connected(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         await asyncio.get_running_loop().sock_connect(sock, address)
         yield Client(sock)
+
+
+async def answered(address: Address, *sent: bytes) -> bytes:
+    """All that comes back, to the end, when these are sent one after the other."""
+    async with connected(address) as client:
+        for part in sent:
+            await client.send(part)
+            await asyncio.sleep(0)  # a turn of the loop: the other side may be on it
+        return await client.read_rest()
+
+
+def answers(received: bytes, *methods: str) -> list[Heard]:
+    """The answers to requests of those methods: each of them whole, and nothing else."""
+    found: list[Heard] = []
+    for method in methods:
+        assert not found or not found[-1].is_last
+        hearing = Hearing(method)
+        hearing.feed(received)
+        if not hearing.is_over:
+            hearing.feed(b"")
+        heard, received = hearing.heard(), hearing.left
+        assert heard.complete, heard
+        assert heard.raw.startswith(b"HTTP/1.1 %d " % heard.status), "no informational one"
+        found.append(heard)
+    assert received == b""
+    return found
 
 
 def _text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:

@@ -23,7 +23,8 @@ from tests.fakes import FakeNeuron
 from tests.functional.faults import Close, Origin, Reset, Script, Send, Wait, refusing
 from tests.functional.processes import GUARD, daemon, gateway_config
 from tests.functional.raw import Client, Heard, connected, post
-from tests.gateway.fleet import running_fleet, until
+from tests.gateway.fleet import running_fleet
+from tests.waiting import until
 
 NODES = 4
 MODELS = [f"m{number}" for number in range(6)]

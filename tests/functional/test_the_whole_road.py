@@ -9,7 +9,6 @@ from pathlib import Path
 import aiohttp
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.functional.processes import (
     GUARD,
@@ -19,8 +18,9 @@ from tests.functional.processes import (
     gateway_config,
     is_alive,
     neuron_config,
-    smollm2,
 )
+from tests.gateway.fleet import total
+from tests.neuron.engines import smollm2
 
 COLOURS = [{"role": "user", "content": "Name three colours."}]
 
@@ -34,13 +34,7 @@ class House:
 
     async def metric(self, name: str, **labels: str) -> float:
         async with aiohttp.ClientSession(self.gateway.url) as session:
-            text = await (await session.get("/metrics")).text()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+            return total(await (await session.get("/metrics")).text(), name, **labels)
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
+from prometheus_client.parser import text_string_to_metric_families
 
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Neuron, Polling
@@ -17,8 +17,9 @@ from cortexd.config.units import Duration
 from cortexd.daemon.access import AccessLog
 from cortexd.gateway.app import Gateway
 from tests.fakes import FakeNeuron
+from tests.waiting import GUARD, until
 
-GUARD = 20.0  # seconds; a test that waits longer than that hangs
+FAST = Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
 
 
 class Fleet:
@@ -50,15 +51,8 @@ class Fleet:
             return Answer(response.status, response.headers, await response.read())
 
     async def metric(self, name: str, **labels: str) -> float:
-        """One sample of /metrics; 0 when it is not there."""
-        from prometheus_client.parser import text_string_to_metric_families
-
-        text = (await self.get("/metrics")).body.decode()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return sample.value
-        return 0.0
+        """See `total`."""
+        return total((await self.get("/metrics")).body.decode(), name, **labels)
 
     def loads(self, node: str) -> list[Any]:
         """The bodies of the loads asked of a node."""
@@ -78,11 +72,14 @@ class Answer:
         return msgspec.json.decode(self.body)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that the loop will bring about; fails after the guard."""
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0.005)
+def total(exposition: str, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(exposition)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 @asynccontextmanager
@@ -100,9 +97,7 @@ async def running_fleet(
     async with AsyncExitStack() as stack:
         for neuron in neurons.values():
             await stack.enter_async_context(neuron.running())
-        base = config or Config(
-            polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
-        )
+        base = config or Config(polling=FAST)
         gateway = Gateway(
             msgspec.structs.replace(
                 base,

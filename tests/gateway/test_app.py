@@ -15,8 +15,9 @@ from cortexd.config.gateway import Gateway as GatewayConfig
 from cortexd.config.units import Duration
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet, until
-from tests.proxy.raw import answered, answers
+from tests.functional.raw import answered, answers, connected, post
+from tests.gateway.fleet import running_fleet
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("path", INFERENCE_PATHS)
@@ -43,16 +44,9 @@ async def test_every_inference_path_is_relayed_to_the_same_path(path: str) -> No
 async def test_anything_else_is_refused(method: str, path: str, status: int, code: str) -> None:
     async with running_fleet(a=FakeNeuron()) as fleet:
         # By hand: a client library would tidy the path up.
-        reader, writer = await asyncio.open_connection(*fleet.gateway.address)
-        writer.write(
-            f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
-            "Connection: close\r\n\r\n".encode()
-        )
-        answer = await reader.read()
-        writer.close()
-        await writer.wait_closed()
-        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-        assert f"x-cortex-code: {code}\r\n".encode() in answer
+        raw = post(b"", "Connection: close", method=method, path=path)
+        (answer,) = answers(await answered(fleet.gateway.address, raw), method)
+        assert (answer.status, answer.code) == (status, code)
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/version", "/v1/models", "/metrics"])
@@ -135,10 +129,9 @@ async def test_what_is_no_good_http_never_reaches_a_node(
     async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
         raw = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + field + b"\r\n\r\n0\r\n\r\n"
         (answer,) = answers(await answered(fleet.gateway.address, raw + SMUGGLED), "POST")
-        assert answer[0] == status
-        assert answer[1]["x-cortex-code"] == code
-        assert answer[1]["x-request-id"].startswith("req_")
-        error = json.loads(answer[2])["error"]
+        assert (answer.status, answer.code) == (status, code)
+        assert str(answer.get("x-request-id")).startswith("req_")
+        error = json.loads(answer.body)["error"]
         assert (error["type"], error["code"]) == ("invalid_request_error", code)
         assert error["message"].endswith(".")
         assert await fleet.metric("cortexd_refusals_total", code=code) == 1
@@ -150,9 +143,9 @@ async def test_bad_http_on_an_anthropic_path_is_said_in_its_own_words() -> None:
     raw += b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
     async with running_fleet() as fleet:
         (answer,) = answers(await answered(fleet.gateway.address, raw), "POST")
-        assert answer[0] == 400
-        assert answer[1]["request-id"] == "mine"
-        body = json.loads(answer[2])
+        assert answer.status == 400
+        assert answer.get("request-id") == "mine"
+        body = json.loads(answer.body)
         assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
 
 
@@ -162,20 +155,20 @@ async def test_a_body_with_broken_chunks_is_a_bad_request(path: bytes) -> None:
         head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         received = await answered(fleet.gateway.address, head + b"3\r\n{ \n\r\nzz\r\n" + SMUGGLED)
         (answer,) = answers(received, "POST")
-        assert (answer[0], answer[1]["x-cortex-code"]) == (400, "bad_request")
+        assert (answer.status, answer.code) == (400, "bad_request")
         assert fleet.neurons["a"].inference == []
 
 
 async def test_a_request_on_its_way_when_the_gateway_closes_is_answered() -> None:
-    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
-        reader, writer = await asyncio.open_connection(*fleet.gateway.address)
-        writer.write(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
-        await reader.readuntil(b"}")
+    async with (
+        running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
+        await client.send(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
+        await client.read_until(b"}")
         closing = asyncio.ensure_future(fleet.gateway.close())
         await asyncio.sleep(0)
-        writer.write(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
-        (answer,) = answers(await reader.read(), "GET")
-        assert (answer[0], answer[1]["connection"]) == (503, "close")
+        await client.send(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        (answer,) = answers(await client.read_rest(), "GET")
+        assert (answer.status, answer.get("connection")) == (503, "close")
         await closing
-        writer.close()
-        await writer.wait_closed()

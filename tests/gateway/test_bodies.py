@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cortexd.config.gateway import Config, Gateway, Polling
-from cortexd.config.units import Duration, Size
+from cortexd.config.gateway import Config, Gateway
+from cortexd.config.units import Size
 from cortexd.gateway.bodies import Bodies
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import Fleet, running_fleet, until
+from tests.functional.raw import Client, connected
+from tests.gateway.fleet import FAST, Fleet, running_fleet
+from tests.waiting import until
 
 SMALL = Config(
-    polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2),
+    polling=FAST,
     gateway=Gateway(max_body=Size(1000), max_buffered=Size(1500)),
 )
 
@@ -30,17 +32,13 @@ async def small_fleet(neuron: FakeNeuron | None = None) -> AsyncIterator[tuple[F
 @asynccontextmanager
 async def client(
     fleet: Fleet, *headers: bytes, path: bytes = b"/v1/completions"
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+) -> AsyncIterator[Client]:
     """A connection that has sent the head of a POST."""
-    reader, writer = await asyncio.open_connection(*fleet.gateway.address)
-    writer.write(
-        b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + b"\r\n".join(headers) + b"\r\n\r\n"
-    )
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        await writer.wait_closed()
+    async with connected(fleet.gateway.address) as client:
+        await client.send(
+            b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + b"\r\n".join(headers) + b"\r\n\r\n"
+        )
+        yield client
 
 
 def padded(size: int) -> bytes:
@@ -53,21 +51,21 @@ def chunked(*chunks: bytes) -> bytes:
 
 async def test_a_declared_body_takes_its_room_before_it_is_read() -> None:
     async with small_fleet() as (fleet, bodies):
-        async with client(fleet, b"Content-Length: 900") as (_, first):
+        async with client(fleet, b"Content-Length: 900") as first:
             await until(lambda: bodies.held == 900)
-            async with client(fleet, b"Content-Length: 601") as (reader, _):
-                head = await reader.readuntil(b"\r\n\r\n")
+            async with client(fleet, b"Content-Length: 601") as second:
+                head = await second.read_until(b"\r\n\r\n")
                 assert b" 503 " in head
                 assert b"x-cortex-code: overloaded\r\n" in head
                 assert b"Retry-After: 1\r\n" in head
                 assert b"Connection: close\r\n" in head
             assert bodies.held == 900
-            async with client(fleet, b"Content-Length: 600") as (reader, second):
+            async with client(fleet, b"Content-Length: 600") as second:
                 await until(lambda: bodies.held == 1500)
-                second.write(padded(600))
-                assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+                await second.send(padded(600))
+                assert b" 200 " in await second.read_until(b"\r\n\r\n")
                 await until(lambda: bodies.held == 900)
-            first.write(padded(900))
+            await first.send(padded(900))
         await until(lambda: bodies.held == 0)
         assert await fleet.metric("cortexd_refusals_total", code="overloaded") == 1
 
@@ -83,14 +81,14 @@ async def test_anthropics_clients_are_told_in_their_own_words() -> None:
 async def test_a_chunked_body_takes_its_room_as_it_is_read() -> None:
     coding = b"Transfer-Encoding: chunked"
     async with small_fleet() as (fleet, bodies):
-        async with client(fleet, coding) as (_, first):
-            first.write(chunked(b"x" * 500, b"x" * 400))
+        async with client(fleet, coding) as first:
+            await first.send(chunked(b"x" * 500, b"x" * 400))
             await until(lambda: bodies.held == 900)
-            async with client(fleet, coding) as (reader, second):
-                second.write(chunked(padded(600)))
+            async with client(fleet, coding) as second:
+                await second.send(chunked(padded(600)))
                 await until(lambda: bodies.held == 1500)
-                second.write(chunked(b" "))
-                assert b" 503 " in await reader.readuntil(b"\r\n\r\n")
+                await second.send(chunked(b" "))
+                assert b" 503 " in await second.read_until(b"\r\n\r\n")
             assert bodies.held == 900
         await until(lambda: bodies.held == 0)
 
@@ -98,26 +96,26 @@ async def test_a_chunked_body_takes_its_room_as_it_is_read() -> None:
 async def test_a_chunked_body_that_grows_over_the_bound_is_413() -> None:
     async with (
         small_fleet() as (fleet, bodies),
-        client(fleet, b"Transfer-Encoding: chunked") as (reader, writer),
+        client(fleet, b"Transfer-Encoding: chunked") as caller,
     ):
-        writer.write(chunked(padded(1000)))
+        await caller.send(chunked(padded(1000)))
         await until(lambda: bodies.held == 1000)
-        writer.write(chunked(b" "))
-        assert b" 413 " in await reader.readuntil(b"\r\n\r\n")
+        await caller.send(chunked(b" "))
+        assert b" 413 " in await caller.read_until(b"\r\n\r\n")
         await until(lambda: bodies.held == 0)
 
 
 async def test_a_body_that_comes_in_pieces_is_put_together() -> None:
     async with small_fleet() as (fleet, bodies):
         body = padded(700)
-        async with client(fleet, b"Transfer-Encoding: chunked") as (reader, writer):
+        async with client(fleet, b"Transfer-Encoding: chunked") as caller:
             for size in (1, 99, 600):
-                writer.write(chunked(body[:size]))
+                await caller.send(chunked(body[:size]))
                 body = body[size:]
                 held = 700 - len(body)
                 await until(lambda held=held: bodies.held == held)
-            writer.write(b"0\r\n\r\n")
-            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+            await caller.send(b"0\r\n\r\n")
+            assert b" 200 " in await caller.read_until(b"\r\n\r\n")
         assert fleet.neurons["a"].inference_bodies == [padded(700)]
 
 
@@ -134,17 +132,17 @@ async def test_a_body_is_held_until_its_request_has_ended_in_whatever_way() -> N
         body = padded(200)
         length = b"Content-Length: %d" % len(body)
         async with (
-            client(fleet, length) as (_, leaving),
-            client(fleet, length) as (reader, staying),
+            client(fleet, length) as leaving,
+            client(fleet, length) as staying,
         ):
-            leaving.write(body)
-            staying.write(body)
+            await leaving.send(body)
+            await staying.send(body)
             await until(lambda: len(neuron.inference) == 2)
             assert bodies.held == 400
-            leaving.transport.abort()
+            leaving.leave()
             await until(lambda: bodies.held == 200)
             go.set()
-            assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+            assert b" 200 " in await staying.read_until(b"\r\n\r\n")
             await until(lambda: bodies.held == 0)
         for refused in ({"model": "unknown"}, {"model": 3}, {"model": "m", "stream": 1}):
             await fleet.ask(**refused)
@@ -156,13 +154,13 @@ async def test_a_body_is_held_until_its_request_has_ended_in_whatever_way() -> N
     [[b"Content-Length: 1001"], [b"Content-Length: 10", b"Content-Encoding: gzip"]],
 )
 async def test_a_body_that_is_refused_takes_no_room(headers: list[bytes]) -> None:
-    async with small_fleet() as (fleet, bodies), client(fleet, *headers) as (reader, _):
-        assert b" 4" in await reader.readuntil(b"\r\n\r\n")
+    async with small_fleet() as (fleet, bodies), client(fleet, *headers) as caller:
+        assert b" 4" in await caller.read_until(b"\r\n\r\n")
         assert bodies.held == 0
 
 
 async def test_no_100_continue_is_sent_where_there_is_no_room() -> None:
     async with small_fleet() as (fleet, bodies), client(fleet, b"Content-Length: 1000"):
         await until(lambda: bodies.held == 1000)
-        async with client(fleet, b"Content-Length: 600", b"Expect: 100-continue") as (reader, _):
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        async with client(fleet, b"Content-Length: 600", b"Expect: 100-continue") as caller:
+            assert (await caller.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")

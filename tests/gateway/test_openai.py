@@ -10,7 +10,8 @@ from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
 from cortexd.wire.neuron import Cost, Limit
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import Fleet, running_fleet, until
+from tests.gateway.fleet import Fleet, running_fleet
+from tests.waiting import until
 
 
 async def listed(fleet: Fleet) -> dict[str, Any]:

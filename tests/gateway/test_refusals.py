@@ -10,14 +10,14 @@ from aiohttp import web
 
 from cortexd import errors
 from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Loading, Polling, Upstream
+from cortexd.config.gateway import Config, Loading, Upstream
 from cortexd.config.units import Duration
 from cortexd.errors import KINDS, Refusal
 from cortexd.gateway.refusals import answer, dialect_of, envelope, status_of
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import Answer, Fleet, running_fleet, until
+from tests.gateway.fleet import FAST, Answer, Fleet, running_fleet
+from tests.waiting import until
 
-FAST = Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
 BROKEN = {
     "id": "m",
     "status": "loaded",

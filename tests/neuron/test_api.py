@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,8 +15,9 @@ from yarl import URL
 from cortexd.config.neuron import Agent, Paths
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LoadRequest, UnloadRequest
-from tests.neuron.engines import GUARD, FakeHarness, local, running_neuron, until
-from tests.proxy.raw import answered, answers
+from tests.functional.raw import answered, answers
+from tests.neuron.engines import FakeHarness, local, running_neuron
+from tests.waiting import GUARD, eventually, until
 
 
 async def echo(request: web.BaseRequest) -> web.StreamResponse:
@@ -28,13 +28,6 @@ async def echo(request: web.BaseRequest) -> web.StreamResponse:
         "body": (await request.read()).decode(),
     }
     return web.json_response(seen, headers={"X-Engine": "fake"})
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask over the wire until the answer is yes; fails after the guard."""
-    async with asyncio.timeout(GUARD):
-        while not await condition():
-            await asyncio.sleep(0.01)
 
 
 async def in_flight(client: NeuronClient) -> list[int | None]:
@@ -371,8 +364,8 @@ async def test_bad_http_is_refused_in_the_callers_envelope(path: str) -> None:
     harness = FakeHarness(serve=echo)
     async with running_neuron(local("a"), harness=harness) as (neuron, _):
         (answer,) = answers(await answered(neuron.address, raw.encode() * 2), "POST")
-        assert answer[0] == 400
-        said = json.loads(answer[2])
+        assert answer.status == 400
+        said = json.loads(answer.body)
         assert (said if "code" in said else said["error"])["code"] == "bad_request"
         assert isinstance(said["error"], str) == (path == "/models/load")
         assert harness.events == []

@@ -21,34 +21,16 @@ from cortexd.config.neuron import Agent, Config, LocalModel, Paths
 from cortexd.neuron.app import Neuron, StartError
 from cortexd.nodes.client import NeuronClient
 from cortexd.wire.neuron import LoadRequest
-from tests.neuron.engines import GUARD, FakeHarness, local, running_neuron, smollm2
+from tests.functional.processes import children, is_alive
+from tests.neuron.engines import FakeHarness, local, running_neuron, smollm2
+from tests.waiting import GUARD
 
 ROOT = Path(__file__).parents[2]
 
 
-def children(pid: int) -> list[int]:
-    """The processes that this one has, zombies left out."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def wait_gone(pids: list[int]) -> None:
     deadline = time.monotonic() + GUARD
-    while any(is_running(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -102,7 +84,7 @@ async def test_sigterm_ends_the_engines_and_exits_with_0(tmp_path: Path) -> None
         _, said = neuron.communicate(timeout=GUARD)
         assert neuron.returncode == 0
         assert "Traceback" not in said
-        assert not any(is_running(pid) for pid in engines)
+        assert not any(is_alive(pid) for pid in engines)
 
 
 async def test_a_taken_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

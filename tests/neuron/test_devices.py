@@ -8,7 +8,8 @@ import pytest
 
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.harness import EngineError, Gpu
-from tests.neuron.engines import FakeHarness, until
+from tests.neuron.engines import FakeHarness
+from tests.waiting import until
 
 
 async def surveyed(harness: FakeHarness, memory_mb: int | None = None) -> Devices:

@@ -12,7 +12,8 @@ from aiohttp import web
 from cortexd.config.neuron import LocalModel
 from cortexd.neuron.harness import Harness, Launch
 from cortexd.neuron.harnesses.llamacpp import LlamaCpp
-from tests.neuron.engines import GUARD, FakeHarness, smollm2
+from tests.neuron.engines import FakeHarness, smollm2
+from tests.waiting import GUARD
 
 
 async def anything(request: web.BaseRequest) -> web.StreamResponse:

@@ -15,7 +15,8 @@ from cortexd.neuron.devices import Devices
 from cortexd.neuron.harness import EngineError, Gpu
 from cortexd.neuron.residency import Residency
 from cortexd.wire.neuron import LoadRequest, Model, ModelLoad
-from tests.neuron.engines import GUARD, FakeHarness, local, until
+from tests.neuron.engines import FakeHarness, local
+from tests.waiting import GUARD, until
 
 
 @asynccontextmanager

@@ -8,15 +8,15 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any
 
 from aiohttp import web
-from prometheus_client.parser import text_string_to_metric_families
 
-from cortexd.config.gateway import Config, Polling, Upstream
+from cortexd.config.gateway import Config, Upstream
 from cortexd.config.units import Duration
 from cortexd.daemon.access import AccessLog
 from tests.fakes import FakeNeuron
 from tests.functional.faults import Origin, Peer, Script
 from tests.functional.raw import Client, Heard, connected, post
-from tests.gateway.fleet import Fleet, running_fleet, until
+from tests.gateway.fleet import FAST, Fleet, running_fleet
+from tests.waiting import until
 
 ASKED = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
 ASKED_STREAM = ASKED[:-1] + b', "stream": true}'
@@ -77,7 +77,7 @@ def streamed(*pieces: bytes) -> bytes:
 def upstream(**settings: Any) -> Config:
     """A configuration with `[upstream]` settings; numbers of seconds are durations."""
     return Config(
-        polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2),
+        polling=FAST,
         upstream=Upstream(
             **{
                 name: Duration(value) if name.endswith("timeout") else value
@@ -178,17 +178,6 @@ async def ask(fleet: Fleet, body: bytes = ASKED, *headers: str, **options: str) 
         return await client.ask(post(body, *headers, **options))
 
 
-async def total(fleet: Fleet, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
-    text = (await fleet.get("/metrics")).body.decode()
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
-
-
 def events_of(body: bytes) -> list[tuple[str | None, Any]]:
     """An SSE body → (event name, decoded data) for each event, as a client would dispatch them."""
     found = []
@@ -206,6 +195,13 @@ def events_of(body: bytes) -> list[tuple[str | None, Any]]:
             except ValueError:
                 found.append((name, text))
     return found
+
+
+def is_refusal(heard: Heard, code: str = "upstream_failed", status: int = 502) -> bool:
+    """Whether it is a whole refusal in the OpenAI envelope."""
+    assert (heard.status, heard.code, heard.complete) == (status, code, True), heard
+    assert heard.json["error"]["code"] == code  # type: ignore[index]
+    return True
 
 
 def died_in_words(heard: Heard, path: str, before: bytes) -> bool:

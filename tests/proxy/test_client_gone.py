@@ -11,7 +11,7 @@ import pytest
 from cortexd.daemon.access import AccessLog
 from tests.functional.faults import GUARD, Origin, Read, Send, Stall, Step, black_hole
 from tests.functional.raw import Client, connected, post
-from tests.gateway.fleet import Fleet, until
+from tests.gateway.fleet import Fleet
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -28,6 +28,7 @@ from tests.proxy.stage import (
     staged,
     upstream,
 )
+from tests.waiting import until
 
 # What of the answer has come when the client leaves.
 BEGUN: dict[str, list[Step]] = {

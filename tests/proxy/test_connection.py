@@ -11,7 +11,7 @@ from cortexd.proxy.connection import Connection, Head, UpstreamFault
 from cortexd.proxy.pool import Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
 from tests.functional.faults import Close, Origin, Read, Reset, Script, Send, Stall
-from tests.gateway.fleet import until
+from tests.waiting import until
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\n\r\nhello"

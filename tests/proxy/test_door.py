@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -13,15 +14,9 @@ from aiohttp import web
 from cortexd.proxy import door as doors
 from cortexd.proxy.door import DoorServer, Limits
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
-from tests.proxy.raw import (
-    PATIENT,
-    Site,
-    answered,
-    answers,
-    connected,
-    open_site,
-    until,
-)
+from tests.functional.raw import answered, answers, connected
+from tests.proxy.site import PATIENT, Site, held, open_site
+from tests.waiting import until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -78,10 +73,10 @@ class Written(web.StreamResponse):
 async def test_a_client_that_falls_silent_is_cut(limits: Limits, sent: bytes) -> None:
     async with open_site(limits=limits) as site, connected(site.address) as client:
         for part in sent.partition(GET):
-            client.send(part)
+            await client.send(part)
             if part == GET:
                 await client.read_until(b"hello")
-        await client.read_to_end()
+        await client.read_rest()
         await until(lambda: not site.server.doors)
         if POST in sent:
             await until(site.cancelled.is_set)
@@ -90,15 +85,16 @@ async def test_a_client_that_falls_silent_is_cut(limits: Limits, sent: bytes) ->
 
 async def test_a_head_that_drips_is_cut_in_the_middle() -> None:
     async with open_site(limits=short(head=SHORT)) as site, connected(site.address) as client:
-        client.send(b"GET / HTTP/1.1\r\n")
+        await client.send(b"GET / HTTP/1.1\r\n")
 
         async def drip() -> None:
-            while True:
-                client.send(b"X: y\r\n")
-                await asyncio.sleep(SHORT / 10)
+            with suppress(ConnectionError):
+                while True:
+                    await client.send(b"X: y\r\n")
+                    await asyncio.sleep(SHORT / 10)
 
         dripping = asyncio.ensure_future(drip())
-        await client.read_to_end()
+        await client.read_rest()
         dripping.cancel()
         assert site.handled == []
 
@@ -108,11 +104,11 @@ async def test_every_byte_of_a_body_gives_the_client_more_time() -> None:
         open_site(limits=short(body=100)) as site,
         connected(site.address) as client,
     ):
-        client.send(POST + b"1")
+        await client.send(POST + b"1")
         await until(lambda: bool(site.handled) and site.door._gate.awaits == "body")
         gate: Any = site.door._gate
         first = gate.since
-        client.send(b"2")
+        await client.send(b"2")
         await until(lambda: gate.since > first)
         assert not site.door.is_late(first + 100.0001)
         assert not site.door.is_late(gate.since + 99)
@@ -121,15 +117,15 @@ async def test_every_byte_of_a_body_gives_the_client_more_time() -> None:
 
 async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
     async with open_site(limits=short(head=100)) as site, connected(site.address) as client:
-        client.send(GET)
+        await client.send(GET)
         await client.read_until(b"hello")
         door, gate = site.door, cast(Any, site.door._gate)
         assert not door.is_late(gate.since + 1000)  # between two requests nothing is due
-        client.send(b"GET / ")
+        await client.send(b"GET / ")
         await until(lambda: gate.awaits == "head")
         first = gate.since
         size = gate._head
-        client.send(b"HTTP/1.1\r\n")
+        await client.send(b"HTTP/1.1\r\n")
         await until(lambda: gate._head > size)
         assert gate.since == first
         assert not door.is_late(first + 99)
@@ -137,16 +133,11 @@ async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
 
 
 async def test_half_a_head_behind_a_long_answer_does_not_cost_that_answer() -> None:
-    is_let_go = asyncio.Event()
-
-    async def hold(request: web.BaseRequest) -> web.Response:
-        await is_let_go.wait()
-        return web.Response(body=b"whole")
-
+    hold, is_let_go = held(b"whole")
     async with open_site(hold, limits=short(head=100)) as site, connected(site.address) as client:
-        client.send(GET)
+        await client.send(GET)
         await until(lambda: bool(site.handled))
-        client.send(b"GET / HTTP/1.1\r\n")
+        await client.send(b"GET / HTTP/1.1\r\n")
         await until(lambda: site.door._gate.awaits == "head")
         now = asyncio.get_running_loop().time()
         assert not site.door.is_late(now + 1000)
@@ -165,12 +156,14 @@ async def test_a_body_that_we_do_not_read_is_not_the_clients_delay() -> None:
 
     size = 1 << 20
     async with open_site(hold, limits=short(body=100)) as site, connected(site.address) as client:
-        client.send(POST.replace(b"10", b"%d" % size) + bytes(size))
+        body = POST.replace(b"10", b"%d" % size) + bytes(size)
+        sending = asyncio.ensure_future(client.send(body))
         await until(lambda: bool(site.server.doors) and not site.door._wire.is_reading())  # type: ignore[union-attr]
         now = asyncio.get_running_loop().time()
         assert not site.door.is_late(now + 1000)
         is_let_go.set()
         await client.read_until(str(size).encode())
+        await sending
 
 
 async def fill(request: web.BaseRequest) -> int:
@@ -210,7 +203,7 @@ async def test_a_client_that_takes_nothing_is_cut(
         open_site(handler, limits=short(stall=SHORT)) as site,
         connected(site.address, receive_buffer=4096) as client,
     ):
-        client.send(sent)
+        await client.send(sent)
         await until(lambda: bool(site.handled))
         await until(lambda: not site.server.doors)
         if handler is stall_streaming:
@@ -222,7 +215,7 @@ async def test_a_client_that_takes_a_little_now_and_then_is_not_cut() -> None:
         open_site(stall_streaming, limits=short(stall=100)) as site,
         connected(site.address, receive_buffer=4096) as client,
     ):
-        client.send(GET)
+        await client.send(GET)
         await until(lambda: bool(site.server.doors) and site.door._wire is not None)
         wire = site.door._wire
         assert wire is not None
@@ -231,7 +224,7 @@ async def test_a_client_that_takes_a_little_now_and_then_is_not_cut() -> None:
         assert not site.door.is_late(0)
         assert site.door.is_late(101)
         while wire.get_write_buffer_size() == before:
-            await client.read()
+            await client.read_some()
         assert not site.door.is_late(101)
         assert not site.door.is_late(200)
 
@@ -241,7 +234,7 @@ async def test_silent_clients_do_not_keep_others_waiting() -> None:
         silent = [connected(site.address) for _ in range(80)]
         clients = [await each.__aenter__() for each in silent]
         for client in clients:
-            client.send(POST)
+            await client.send(POST)
         await until(lambda: len(site.handled) == len(silent))
         assert b"hello" in await answered(site.address, LAST)
         for each in silent:
@@ -277,9 +270,9 @@ async def test_the_sink_is_told_when_the_client_stalls_and_when_it_goes_on() -> 
         open_site(stream) as site,
         connected(site.address, receive_buffer=4096) as client,
     ):
-        client.send(GET)
+        await client.send(GET)
         await until(lambda: bool(sink.told))
-        await client.read_to_end()
+        await client.read_rest()
         assert sink.told == ["pause", "resume"]
 
 
@@ -302,16 +295,16 @@ async def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> N
         first, second, third = answers(
             await answered(site.address, HEAD + HEAD + LAST), "HEAD", "HEAD", "GET"
         )
-        assert (first[0], first[1]["content-length"]) == (200, "5")
-        assert first[2] == second[2] == b""
-        assert third[2] == b"hello"
+        assert (first.status, first.get("content-length")) == (200, "5")
+        assert first.body == second.body == b""
+        assert third.body == b"hello"
 
 
 async def test_a_refused_head_request_has_no_body_either() -> None:
     async with open_site() as site:
         raw = HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: gzip, chunked\r\n\r\n")
         (answer,) = answers(await answered(site.address, raw), "HEAD")
-        assert (answer[0], answer[2]) == (400, b"")
+        assert (answer.status, answer.body) == (400, b"")
 
 
 async def test_a_handler_that_fails_is_answered_once_and_logged(
@@ -323,7 +316,7 @@ async def test_a_handler_that_fails_is_answered_once_and_logged(
     async with open_site(fail) as site:
         received = await answered(site.address, GET + GET)
         (answer,) = answers(received, "GET")
-        assert (answer[0], answer[1]["x-code"]) == (500, "internal_error")
+        assert (answer.status, answer.get("x-code")) == (500, "internal_error")
         assert b"s3cret" not in received
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("cortexd.proxy.door", "ERROR")
@@ -342,10 +335,10 @@ async def test_after_the_first_byte_a_failure_cuts_the_answer(
 
     is_read = asyncio.Event()
     async with open_site(fail) as site, connected(site.address) as client:
-        client.send(GET + GET)
+        await client.send(GET + GET)
         await client.read_until(b"begun")
         is_read.set()
-        assert (await client.read_to_end()).endswith(b"begun")
+        assert await client.read_rest() == b""
         assert len(site.handled) == 1
     assert site.refused == []
     assert len(caplog.records) == 1
@@ -360,7 +353,7 @@ async def test_a_body_over_the_bound_is_the_handlers_to_answer() -> None:
         return web.Response()
 
     async with open_site(read, max_body=9) as site, connected(site.address) as client:
-        client.send(POST + b"1234567890" + POST + b"123456789")
+        await client.send(POST + b"1234567890" + POST + b"123456789")
         await client.read_until(b" 413 ")
         assert b" 200 " not in client.received
 
@@ -379,7 +372,7 @@ async def test_compressed_bodies_arrive_as_they_are() -> None:
 async def test_a_door_lives_by_the_limits_it_was_given() -> None:
     limits = Limits(1, 2, 3, 4, 5)
     async with open_site(limits=limits) as site, connected(site.address) as client:
-        client.send(GET)
+        await client.send(GET)
         await client.read_until(b"hello")
         door = site.door
         assert door._limits is limits
@@ -421,11 +414,11 @@ async def test_connections_over_the_cap_are_told_so_and_cost_nobody_else_anythin
             await until(lambda: len(site.server.doors) == 2)
             for _ in range(3):
                 (answer,) = answers(await answered(site.address), "GET")
-                assert (answer[0], answer[2]) == (503, b"overloaded -")
-                assert answer[1]["connection"] == "close"
+                assert (answer.status, answer.body) == (503, b"overloaded -")
+                assert answer.get("connection") == "close"
             assert site.refused == ["overloaded"] * 3
             for client in (first, second):
-                client.send(GET)
+                await client.send(GET)
                 await client.read_until(b"hello")
         await until(lambda: not site.server.doors)
         assert b"hello" in await answered(site.address, LAST)
@@ -434,13 +427,14 @@ async def test_connections_over_the_cap_are_told_so_and_cost_nobody_else_anythin
 
 async def test_a_server_that_leaves_says_so_in_every_answer() -> None:
     async with open_site() as site, connected(site.address) as client:
-        client.send(GET)
+        await client.send(GET)
         await client.read_until(b"hello")
         site.server.leave()
-        client.send(GET + GET)
-        first, second = answers(await client.read_to_end(), "GET", "GET")
-        assert "connection" not in first[1]
-        assert second[1]["connection"] == "close"
+        await client.send(GET + GET)
+        await client.read_rest()
+        first, second = answers(client.received, "GET", "GET")
+        assert first.get("connection") is None
+        assert second.get("connection") == "close"
         assert len(site.handled) == 2
 
 
@@ -448,14 +442,14 @@ async def test_the_sweeper_rests_when_nobody_is_there() -> None:
     async with open_site(limits=short(head=SHORT)) as site:
         assert site.server._sweeper is None
         async with connected(site.address) as client:
-            await client.read_to_end()
+            await client.read_rest()
         await until(lambda: site.server._sweeper is None)
 
 
 async def test_a_client_that_is_cut_frees_what_was_held_for_it() -> None:
     async with open_site(stall_streaming, limits=PATIENT) as site:
         async with connected(site.address) as client:
-            client.send(GET)
+            await client.send(GET)
             await until(lambda: bool(site.handled))
         await until(site.cancelled.is_set)
         await until(lambda: not site.server.doors)
@@ -474,10 +468,10 @@ async def test_a_connection_that_has_ended_is_freed_without_the_collector() -> N
         try:
             for sent in (LAST, GET, POST, POST + b"1234567890", b""):
                 async with connected(site.address) as client:
-                    client.send(sent)
+                    await client.send(sent)
                     await until(lambda: bool(site.server.doors))
                     if sent not in (b"", POST):
-                        await client.read()
+                        await client.read_some()
                 await until(lambda: not site.server.doors)
             await until(lambda: count() == before)  # its task ends a turn later
         finally:

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET, Gate
-from tests.proxy.raw import Site, answered, answers, connected, open_site, until
+from tests.functional.raw import answered, answers, connected
+from tests.proxy.site import Site, held, open_site
+from tests.waiting import until
 
 CANARY = b"GET /canary HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 HOST = b"Host: x\r\n"
@@ -112,9 +114,9 @@ REFUSED = {name: (raw, "bad_request", 400) for name, raw in BAD.items()} | NOT_4
 
 def assert_refused(site: Site, received: bytes, code: str, status: int) -> None:
     (answer,) = answers(received, "GET")
-    assert answer[0] == status
-    assert answer[1]["x-code"] == code
-    assert answer[1]["connection"] == "close"
+    assert answer.status == status
+    assert answer.get("x-code") == code
+    assert answer.get("connection") == "close"
     assert site.refused == [code]
     assert site.handled == []
 
@@ -132,11 +134,11 @@ async def test_it_is_refused_and_what_follows_later_is_never_answered(
     raw: bytes, code: str, status: int
 ) -> None:
     async with open_site() as site, connected(site.address) as client:
-        client.send(raw)
-        await client.read_to_end()
-        client.send(CANARY)
-        client.send(CANARY * 1000)
-        client.close()
+        await client.send(raw)
+        await client.read_rest()
+        await client.send(CANARY)
+        await client.send(CANARY * 1000)
+        client.leave()
         await until(lambda: not site.server.doors)
         assert_refused(site, client.received, code, status)
 
@@ -147,43 +149,38 @@ async def test_it_is_refused_and_what_follows_later_is_never_answered(
 async def test_it_is_refused_however_slowly_it_comes(raw: bytes) -> None:
     async with open_site() as site, connected(site.address) as client:
         for start in range(0, len(raw), 97):
-            client.send(raw[start : start + 97])
+            await client.send(raw[start : start + 97])
             await asyncio.sleep(0)
-        client.send(CANARY)
-        await client.read_to_end()
+        await client.send(CANARY)
+        await client.read_rest()
         assert len(answers(client.received, "GET")) == len(site.refused) == 1
         assert site.handled == []
 
 
 async def test_a_head_that_never_ends_is_refused_as_soon_as_it_is_too_large() -> None:
     async with open_site() as site, connected(site.address) as client:
-        client.send(get(*(b"X: " + b"a" * 8000 for _ in range(5)))[:-2])
-        assert_refused(site, await client.read_to_end(), "head_too_large", 431)
+        await client.send(get(*(b"X: " + b"a" * 8000 for _ in range(5)))[:-2])
+        assert_refused(site, await client.read_rest(), "head_too_large", 431)
 
 
 async def test_a_good_request_before_a_bad_one_is_answered_first() -> None:
-    is_let_go = asyncio.Event()
-
-    async def hold(request: web.BaseRequest) -> web.Response:
-        await is_let_go.wait()
-        return web.Response(body=b"good")
-
+    hold, is_let_go = held(b"good")
     async with open_site(hold) as site, connected(site.address) as client:
-        client.send(get(target=b"/good"))
+        await client.send(get(target=b"/good"))
         await until(lambda: bool(site.handled))
-        client.send(BAD["gzip-chunked"] + CANARY)
-        client.send(CANARY)
+        await client.send(BAD["gzip-chunked"] + CANARY)
+        await client.send(CANARY)
         is_let_go.set()
-        first, second = answers(await client.read_to_end(), "GET", "POST")
-        assert (first[0], first[2]) == (200, b"good")
-        assert second[0] == 400
+        first, second = answers(await client.read_rest(), "GET", "POST")
+        assert (first.status, first.body) == (200, b"good")
+        assert second.status == 400
         assert [target for _, target, _ in site.handled] == ["/good"]
 
 
 async def test_a_good_request_in_one_piece_with_a_bad_one_is_answered_first() -> None:
     async with open_site() as site:
         received = await answered(site.address, get(target=b"/good") + BAD["trace"] + CANARY)
-        assert [status for status, _, _ in answers(received, "GET", "GET")] == [200, 400]
+        assert [each.status for each in answers(received, "GET", "GET")] == [200, 400]
         assert [target for _, target, _ in site.handled] == ["/good"]
 
 
@@ -203,11 +200,11 @@ async def test_a_body_whose_chunks_break_off_is_never_taken_for_whole(broken: by
         return web.Response(body=b"whole")
 
     async with open_site(read) as site, connected(site.address) as client:
-        client.send(post(b"Transfer-Encoding: chunked", body=b"3\r\nabc\r\n"))
+        await client.send(post(b"Transfer-Encoding: chunked", body=b"3\r\nabc\r\n"))
         await until(lambda: bool(site.handled))
-        client.send(broken + b"0\r\n\r\n" + CANARY)
-        client.send(CANARY)
-        assert b"whole" not in await client.read_to_end()
+        await client.send(broken + b"0\r\n\r\n" + CANARY)
+        await client.send(CANARY)
+        assert b"whole" not in await client.read_rest()
         assert len(site.handled) == 1
         assert repr(failure[0]).startswith("<Refusal 400 bad_request")
 
@@ -219,11 +216,12 @@ async def test_a_broken_rest_of_a_body_that_nobody_reads_only_ends_the_connectio
         return web.Response(body=b"seen")
 
     async with open_site(ignore) as site, connected(site.address) as client:
-        client.send(post(b"Transfer-Encoding: chunked", body=b"3\r\nabc\r\n"))
+        await client.send(post(b"Transfer-Encoding: chunked", body=b"3\r\nabc\r\n"))
         await client.read_until(b"seen")
-        client.send(b"zz\r\n" + CANARY)
-        (answer,) = answers(await client.read_to_end(), "POST")
-        assert answer[0] == 200
+        await client.send(b"zz\r\n" + CANARY)
+        await client.read_rest()
+        (answer,) = answers(client.received, "POST")
+        assert answer.status == 200
         assert caplog.text == ""
 
 
@@ -249,11 +247,11 @@ GOOD = {
 async def test_what_is_allowed_is_served_in_whatever_pieces_it_comes(raw: bytes, step: int) -> None:
     async with open_site() as site, connected(site.address) as client:
         for start in range(0, len(raw), step):
-            client.send(raw[start : start + step])
+            await client.send(raw[start : start + step])
             await asyncio.sleep(0)
         if b"HTTP/1.0" not in raw:
-            client.send(CANARY)  # now just the next request
-        await client.read_to_end()
+            await client.send(CANARY)  # now just the next request
+        await client.read_rest()
         assert site.refused == []
         assert len(site.handled) == client.received.count(b" 200 OK\r\n")
         assert len(site.handled) == (1 if b"HTTP/1.0" in raw else 2)
@@ -263,7 +261,7 @@ async def test_a_head_is_weighed_even_when_it_came_along_with_an_earlier_request
     head = get(*(b"X: " + b"a" * 8000 for _ in range(5)), target=b"/large")
     async with open_site() as site:
         received = await answered(site.address, get() + head[:-2], head[-2:], CANARY)
-        assert [status for status, _, _ in answers(received, "GET", "GET")] == [200, 431]
+        assert [each.status for each in answers(received, "GET", "GET")] == [200, 431]
         assert [target for _, target, _ in site.handled] == ["/"]
 
 
@@ -309,7 +307,7 @@ async def test_the_refusal_knows_the_path_where_there_is_one() -> None:
     raw = BAD["gzip-chunked"].replace(b"POST /", b"POST /v1/messages")
     async with open_site() as site:
         (answer,) = answers(await answered(site.address, raw), "POST")
-        assert answer[2] == b"bad_request /v1/messages"
+        assert answer.body == b"bad_request /v1/messages"
 
 
 async def test_nothing_of_what_the_client_sent_is_echoed_or_logged(

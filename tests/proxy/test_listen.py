@@ -14,7 +14,9 @@ from aiohttp import web
 from cortexd.proxy import listen as listening
 from cortexd.proxy.door import DoorServer
 from cortexd.proxy.listen import Listener, connection_cap, listen
-from tests.proxy.raw import Client, Site, answered, answers, connected, open_site, until
+from tests.functional.raw import Client, answered, connected
+from tests.proxy.site import Site, held, open_site
+from tests.waiting import until
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -86,10 +88,8 @@ async def test_closing_loses_no_request_of_clients_that_keep_their_connection() 
 
     async def ask(client: Client) -> None:
         while b"Connection: close" not in client.received:
-            client.received = b""
-            client.send(GET)
-            received = await client.read_until(b"hello")
-            assert answers(received, "GET")[0][0] == 200
+            heard = await client.ask(GET)
+            assert (heard.status, heard.complete, heard.body) == (200, True, b"hello")
             kept.append(1)
 
     async with open_site() as site:
@@ -104,21 +104,16 @@ async def test_closing_loses_no_request_of_clients_that_keep_their_connection() 
 
 
 async def test_closing_waits_for_answers_that_are_on_their_way() -> None:
-    is_let_go = asyncio.Event()
-
-    async def hold(request: web.BaseRequest) -> web.Response:
-        await is_let_go.wait()
-        return web.Response(body=b"whole")
-
+    hold, is_let_go = held(b"whole")
     async with open_site(hold) as site, connected(site.address) as client:
         site.listener._timeout = 3600
-        client.send(GET)
+        await client.send(GET)
         await until(lambda: bool(site.handled))
         closing = asyncio.ensure_future(site.listener.close())
         await until(lambda: not site.listener._runner.sites)
         assert not closing.done()
         is_let_go.set()
-        await client.read_to_end()
+        await client.read_rest()
         assert client.received.endswith(b"whole")
         await closing
 
@@ -129,12 +124,12 @@ async def test_closing_cuts_what_does_not_end_in_time() -> None:
         raise AssertionError
 
     async with open_site(hang) as site, connected(site.address) as client:
-        client.send(GET)
+        await client.send(GET)
         await until(lambda: bool(site.handled))
         await site.listener.close()
         assert site.cancelled.is_set()
         assert not site.server.doors
-        assert await client.read_to_end() == b""
+        assert await client.read_rest() == b""
 
 
 async def test_closing_does_not_wait_for_a_client_that_takes_nothing() -> None:
@@ -145,7 +140,7 @@ async def test_closing_does_not_wait_for_a_client_that_takes_nothing() -> None:
         open_site(large) as site,
         connected(site.address, receive_buffer=4096) as client,
     ):
-        client.send(GET)
+        await client.send(GET)
         await until(lambda: bool(site.handled))
         await site.listener.close()
         assert not site.server.doors
@@ -156,7 +151,7 @@ async def test_a_connection_without_a_request_does_not_delay_the_end_for_long() 
         await until(lambda: bool(site.server.doors))
         await site.listener.close()
         assert not site.server.doors
-        assert await client.read_to_end() == b""
+        assert await client.read_rest() == b""
         with pytest.raises(OSError):
             await answered(site.address, GET)
 

@@ -14,7 +14,7 @@ from cortexd.proxy.pool import Origin, Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
 from tests.functional import faults
 from tests.functional.faults import Close, Read, Stall, black_hole, refusing
-from tests.gateway.fleet import until
+from tests.waiting import until
 
 
 @asynccontextmanager

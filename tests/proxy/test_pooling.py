@@ -9,7 +9,7 @@ import pytest
 
 from tests.functional.faults import Close, Origin, Pause, Reset, Script, Send, Stall
 from tests.functional.raw import post
-from tests.gateway.fleet import running_fleet, until
+from tests.gateway.fleet import running_fleet
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -29,6 +29,7 @@ from tests.proxy.stage import (
     staged,
     streamed,
 )
+from tests.waiting import until
 
 GOOD = [Send(sized())]
 KEPT = {

@@ -21,8 +21,8 @@ from tests.functional.faults import (
     black_hole,
     refusing,
 )
-from tests.functional.raw import Heard, post
-from tests.gateway.fleet import running_fleet, until
+from tests.functional.raw import post
+from tests.gateway.fleet import running_fleet
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -34,15 +34,16 @@ from tests.proxy.stage import (
     ask,
     head,
     in_turn,
+    is_refusal,
     origins,
     replicas,
     served_by,
     sized,
     staged,
     streamed,
-    total,
     upstream,
 )
+from tests.waiting import until
 
 GOOD = [Send(sized())]
 BUSY = b'{"error": {"message": "all slots are busy",\n  "code": 429}}\n'
@@ -51,10 +52,6 @@ BODIES = {"plain": (ASKED, ANSWER), "stream": (ASKED_STREAM, STREAM)}
 
 def busy(status: str, body: bytes = BUSY, retry_after: str = "7") -> Script:
     return [Send(sized(body, f"Retry-After: {retry_after}", "X-Extra: 1", status=status))]
-
-
-def is_refusal(heard: Heard, code: str, status: int) -> bool:
-    return (heard.status, heard.code, heard.complete) == (status, code, True)
 
 
 @pytest.mark.parametrize("mode", BODIES)
@@ -66,7 +63,7 @@ async def test_a_refused_connection_is_tried_on_another_replica(mode: str) -> No
             heard = await ask(fleet, asked)
             assert (heard.status, heard.complete, heard.body) == (200, True, expected)
             assert len(good.requests) == 1
-            assert await total(fleet, "cortexd_upstream_retries_total", reason="refused") == 1
+            assert await fleet.metric("cortexd_upstream_retries_total", reason="refused") == 1
             assert not fleet.gateway.registry.ledger.in_flight
 
 
@@ -75,7 +72,7 @@ async def test_refused_connections_are_tried_as_often_as_configured(retries: int
     with refusing() as bad:
         async with replicas(*[bad] * 5, config=upstream(retries=retries)) as fleet:
             assert is_refusal(await ask(fleet), "upstream_failed", 502)
-            made = await total(fleet, "cortexd_upstream_requests_total", result="refused")
+            made = await fleet.metric("cortexd_upstream_requests_total", result="refused")
             assert made == retries + 1
 
 

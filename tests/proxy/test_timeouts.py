@@ -11,7 +11,7 @@ from cortexd.config.gateway import Loading
 from cortexd.config.units import Duration
 from tests.functional.faults import Origin, Pause, Send, Stall, Wait, black_hole
 from tests.functional.raw import Heard
-from tests.gateway.fleet import running_fleet, until
+from tests.gateway.fleet import running_fleet
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -30,6 +30,7 @@ from tests.proxy.stage import (
     chunks,
     died_in_words,
     head,
+    is_refusal,
     replicas,
     served_by,
     sized,
@@ -37,12 +38,13 @@ from tests.proxy.stage import (
     streamed,
     upstream,
 )
+from tests.waiting import until
 
 GOOD = [Send(sized())]
 
 
 def is_timeout(heard: Heard) -> bool:
-    return (heard.status, heard.code, heard.complete) == (504, "upstream_timeout", True)
+    return is_refusal(heard, "upstream_timeout", 504)
 
 
 @pytest.mark.parametrize("asked", [ASKED, ASKED_STREAM], ids=["plain", "stream"])

@@ -22,8 +22,8 @@ from tests.functional.faults import (
     Stall,
     refusing,
 )
-from tests.functional.raw import Heard, post
-from tests.gateway.fleet import running_fleet, until
+from tests.functional.raw import post
+from tests.gateway.fleet import running_fleet
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -41,23 +41,18 @@ from tests.proxy.stage import (
     chunks,
     died_in_words,
     head,
+    is_refusal,
     sized,
     staged,
     streamed,
 )
+from tests.waiting import until
 
 GOOD = [Send(sized())]
 
 # What a TLS server says to a plain request: an alert.
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x46"
 CLOSED = [Close()]
-
-
-def is_refusal(heard: Heard, code: str = "upstream_failed", status: int = 502) -> bool:
-    """Whether it is a whole refusal in the OpenAI envelope."""
-    assert (heard.status, heard.code, heard.complete) == (status, code, True), heard
-    assert heard.json["error"]["code"] == code  # type: ignore[index]
-    return True
 
 
 # Answers that are no answer, each sent whole before anything could go to the client.

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -19,7 +18,8 @@ from cortexd.neuron.harnesses.llamacpp import LlamaCpp, LlamaCppEngine
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire import usage
 from cortexd.wire.neuron import LoadRequest, UnloadRequest
-from tests.neuron.engines import GUARD, running_neuron, smollm2
+from tests.neuron.engines import running_neuron, smollm2
+from tests.waiting import GUARD, eventually
 
 CHAT = {
     "model": "smol",
@@ -38,12 +38,6 @@ def small(model_id: str, path: str, context: int = 512) -> LocalModel:
 def launch(path: Path, **settings: object) -> Launch:
     model = LocalModel("m", str(path), **({"context": 256} | settings))  # type: ignore[arg-type]
     return Launch(model, path)
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(GUARD):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def failure(harness: LlamaCpp, wanted: Launch) -> str:

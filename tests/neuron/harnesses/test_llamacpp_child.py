@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from cortexd.neuron.harnesses import llamacpp_child
-from tests.neuron.engines import GUARD, smollm2
+from tests.neuron.engines import smollm2
+from tests.waiting import GUARD
 
 COMMAND = [sys.executable, "-m", "cortexd.neuron.harnesses.llamacpp_child"]
 

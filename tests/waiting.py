@@ -1,0 +1,22 @@
+"""Waiting for what has no event of its own, without ever waiting for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+GUARD = 30.0  # seconds; a test that waits longer than that hangs
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until the loop has brought it about; fails after the guard."""
+    async with asyncio.timeout(GUARD):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Ask, over the wire for instance, until the answer is yes; fails after the guard."""
+    async with asyncio.timeout(GUARD):
+        while not await condition():
+            await asyncio.sleep(0.01)
