@@ -183,7 +183,8 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
             self._home.lost(self)
             return
-        if not answer.head_size and _buffer[0] != _H:  # the parser reads RTSP and ICY, too
+        if not (answer.has_head or answer.head_size) and _buffer[0] != _H:
+            # The parser reads RTSP and ICY, too.
             self._fail(UpstreamFault("invalid", "its answer is not HTTP"))
             return
         try:
@@ -196,8 +197,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         if answer.is_complete:
             self._finish(answer)
-        elif not answer.has_head or not answer.flush():
-            # A head, or trailers or the like: nothing of these may grow for ever.
+        elif answer.has_head and answer.flush():
+            answer.head_size = 0
+        else:
+            # A head, or what stands between two pieces of the body or after the last one: nothing
+            # of these may grow for ever.
             answer.head_size += size
             if answer.head_size > MAX_HEAD:
                 self._fail(UpstreamFault("invalid", "its head is too large"))
@@ -249,6 +253,7 @@ class Connection(asyncio.BufferedProtocol):
 class _Answer:
     """What the parser calls while it reads one answer; a parser each, so that none inherits state.
 
+    head_size: bytes read since the last that were of the body.
     is_until_close: its body ends with the connection.
     is_reusable: another request may follow on the connection.
     """
@@ -257,6 +262,7 @@ class _Answer:
         "_fields",
         "_informational",
         "_reason",
+        "_size",
         "flush",
         "has_head",
         "head_size",
@@ -273,6 +279,7 @@ class _Answer:
         # Looked up once, here and by the parser: no call of ours in between.
         self.on_body, self.flush = receiver.body, receiver.flush
         self._fields: list[tuple[bytes, bytes]] = []
+        self._size = 0
         self._reason = b""
         self._informational = 0
         self.head_size = 0
@@ -290,11 +297,12 @@ class _Answer:
 
     def on_status(self, status: bytes) -> None:
         """A part of the reason phrase."""
+        self._size += len(status)
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field; those after the body (trailers) are dropped."""
-        self.head_size += len(name) + len(value)
+        self._size += len(name) + len(value)
         if not self.has_head:
             self._fields.append((name, value))
 
@@ -304,7 +312,7 @@ class _Answer:
         version = self.parser.get_http_version()
         if version not in _VERSIONS or not 100 <= status <= 599:
             raise UpstreamFault("invalid", "it does not speak HTTP/1.1")
-        if self.head_size > MAX_HEAD:
+        if self._size > MAX_HEAD:
             raise UpstreamFault("invalid", "its head is too large")
         if status < 200:
             self._informational += 1

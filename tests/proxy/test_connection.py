@@ -10,7 +10,7 @@ from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.connection import Connection, Head, UpstreamFault
 from cortexd.proxy.pool import Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
-from tests.functional.faults import Close, Origin, Read, Reset, Script, Send, Stall
+from tests.functional.faults import Close, Drip, Origin, Read, Reset, Script, Send, Stall
 from tests.gateway.fleet import until
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
@@ -22,6 +22,7 @@ class Told:
 
     def __init__(self, refuses: UpstreamFault | None = None) -> None:
         self.events: list[object] = []
+        self._flushed = 0
         self.over = asyncio.Event()
         self.refuses = refuses
 
@@ -37,7 +38,8 @@ class Told:
         self.events.append(data)
 
     def flush(self) -> bool:
-        return True
+        before, self._flushed = self._flushed, len(self.events)
+        return self._flushed > before
 
     def end(self) -> None:
         self.events.append("end")
@@ -108,6 +110,31 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
     events, connection = await told([Send(b"HTTP/1.1 200 OK\r\n\r\nhello"), Close()])
     assert events[-2:] == [b"hello", "end"]
     assert not connection.is_open
+
+
+async def test_a_head_without_fields_is_one_too() -> None:
+    answer = Drip(b"HTTP/1.1 200 OK\r\n\r\nhello", (19, 2, 3))
+    events, _ = await told([answer, Close()])
+    assert events[1:] == [b"he", b"llo", "end"]
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000])
+async def test_a_head_may_be_as_large_as_it_may_however_it_is_cut(size: int) -> None:
+    fields = b"".join(b"X-%d: %b\r\n" % (n, b"x" * 1000) for n in range(60))
+    events, _ = await told([Drip(SIZED.replace(b"X-A: 1\r\n", fields), (size,))])
+    assert events[-1] == "end"
+
+
+async def test_the_framing_of_an_endless_stream_is_no_head_that_grows() -> None:
+    """Each size and each line's end in a read of its own: 5 bytes a chunk that are no body."""
+    chunk, count = b"5\r\nhello\r\n", 14_000
+    script = [
+        Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        Drip(chunk * count, (3, 5, 2)),
+        Send(b"0\r\n\r\n"),
+    ]
+    events, _ = await told(script)
+    assert events[1:] == [b"hello"] * count + ["end"]
 
 
 @pytest.mark.parametrize(
