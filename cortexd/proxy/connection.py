@@ -160,8 +160,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = cast(asyncio.Transport, transport)
-        # Any byte of a request that the kernel did not take at once counts as not written.
-        self.transport.set_write_buffer_limits(high=0)
+        # Any part of a request that the kernel did not take at once counts as not written. Not 0:
+        # with TLS even an empty buffer would be over that.
+        self.transport.set_write_buffer_limits(high=1, low=0)
         self.is_open = True
 
     def pause_writing(self) -> None:
@@ -210,11 +211,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """The upstream sends no more."""
-        self._ended(None)
+        self._ended(None, is_clean=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
-        self._ended(exc)
+        """It is gone. Without a word before: with TLS that may be an end that somebody forged."""
+        self._ended(exc, is_clean=False)
 
     def _finish(self, answer: _Answer) -> None:
         self._answer = None
@@ -225,14 +226,14 @@ class Connection(asyncio.BufferedProtocol):
         answer.receiver.end()
         answer.release()
 
-    def _ended(self, exc: Exception | None) -> None:
+    def _ended(self, exc: Exception | None, *, is_clean: bool) -> None:
         was_open, self.is_open = self.is_open, False
         answer, self._answer = self._answer, None
         if answer is None:
             if was_open:
                 self._home.lost(self)
             return
-        if exc is None and answer.is_until_close:
+        if is_clean and answer.is_until_close:
             answer.receiver.end()
         else:
             is_reused = self.uses > 1

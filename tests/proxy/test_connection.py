@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import pytest
+import trustme
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.connection import Connection, Head, UpstreamFault
 from cortexd.proxy.pool import Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
-from tests.functional.faults import Close, Drip, Origin, Read, Reset, Script, Send, Stall
+from tests.functional.faults import (
+    Close,
+    Drip,
+    Origin,
+    Peer,
+    Read,
+    Reset,
+    Script,
+    Send,
+    Stall,
+)
 from tests.gateway.fleet import until
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
@@ -50,10 +62,28 @@ class Told:
         self.over.set()
 
 
-async def told(*scripts: Script, receiver: Told | None = None) -> tuple[list[object], Connection]:
+class Tls:
+    """Both ends of https at localhost."""
+
+    def __init__(self) -> None:
+        authority = trustme.CA()
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(self.server)
+        self.client = ssl.create_default_context()
+        authority.configure_trust(self.client)
+
+
+@pytest.fixture(scope="session")
+def tls() -> Tls:
+    return Tls()
+
+
+async def told(
+    *scripts: Script, receiver: Told | None = None, tls: Tls | None = None
+) -> tuple[list[object], Connection]:
     """What a receiver hears of one exchange, and the connection after it."""
-    origin, sweeper = Origin(*scripts), Sweeper()
-    pool, receiver = Pool(Resolver(), sweeper), receiver or Told()
+    origin, sweeper = Origin(*scripts, tls=tls and tls.server), Sweeper()
+    pool, receiver = Pool(Resolver(), sweeper, tls and tls.client), receiver or Told()
     async with origin.running():
         connection = await pool.connect(parse_base(origin.url)[0], 5)
         connection.send(REQUEST, b"{}", receiver)
@@ -164,6 +194,28 @@ async def test_a_receiver_that_does_not_want_the_answer_stops_it_at_its_head() -
     events, connection = await told([Send(SIZED), Stall()], receiver=receiver)
     assert events == ["declined"]
     assert not connection.is_open
+
+
+async def test_over_tls_a_connection_may_go_on_too(tls: Tls) -> None:
+    answers = [Send(SIZED), Drip(SIZED, (10, 50)), Drip(SIZED, (50,)), Drip(SIZED)]
+    for answer in answers:
+        events, connection = await told([answer], tls=tls)
+        assert events[-1] == "end"
+        assert connection.is_open, answer
+
+
+async def test_over_tls_only_a_word_ends_a_body_without_a_length(tls: Tls) -> None:
+    """Anybody on the way can end a connection; RFC 9112, section 9.8."""
+
+    class Cut:
+        async def run(self, peer: Peer) -> None:
+            peer.transport.abort()
+
+    answer = Send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+    events, _ = await told([answer, Close()], tls=tls)
+    assert events[-2:] == [b"hello", "end"]
+    events, _ = await told([answer, Cut()], tls=tls)  # type: ignore[list-item]
+    assert events[-1] == "invalid"
 
 
 async def test_no_parser_outlives_its_answer() -> None:
