@@ -212,6 +212,8 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """The upstream sends no more."""
         self._ended(None, is_clean=True)
+        # Else what is not written of the request would wait until it is read, maybe for ever.
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone. Without a word before: with TLS that may be an end that somebody forged."""

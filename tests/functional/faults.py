@@ -111,6 +111,14 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfClose:
+    """FIN, without an end of our own: what comes is still taken, or not."""
+
+    async def run(self, peer: Peer) -> None:
+        peer.transport.write_eof()
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """RST; what was sent before has been read by then (it would be lost otherwise)."""
 
@@ -120,7 +128,7 @@ class Reset:
         peer.transport.abort()
 
 
-Step = Send | Drip | Pause | Wait | Tell | Stall | Read | Close | Reset
+Step = Send | Drip | Pause | Wait | Tell | Stall | Read | Close | HalfClose | Reset
 Script = Sequence[Step]
 
 

@@ -15,6 +15,7 @@ from cortexd.proxy.sweeper import Sweeper
 from tests.functional.faults import (
     Close,
     Drip,
+    HalfClose,
     Origin,
     Peer,
     Read,
@@ -216,6 +217,18 @@ async def test_over_tls_only_a_word_ends_a_body_without_a_length(tls: Tls) -> No
     assert events[-2:] == [b"hello", "end"]
     events, _ = await told([answer, Cut()], tls=tls)  # type: ignore[list-item]
     assert events[-1] == "invalid"
+
+
+async def test_a_request_that_nobody_reads_does_not_outlive_its_answer() -> None:
+    origin, sweeper = Origin([Read(1), HalfClose(), Stall()], receive_buffer=65536), Sweeper()
+    async with origin.running():
+        connection = await Pool(Resolver(), sweeper).connect(parse_base(origin.url)[0], 5)
+        receiver = Told()
+        connection.send(REQUEST, bytes(40_000_000), receiver)
+        await receiver.over.wait()
+        assert receiver.events == ["reset"]
+        await until(lambda: "closed=True" in repr(connection.transport))
+        sweeper.close()
 
 
 async def test_no_parser_outlives_its_answer() -> None:
