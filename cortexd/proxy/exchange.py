@@ -169,7 +169,8 @@ class _Flight:
 
     def end(self) -> None:
         """The answer is whole."""
-        self._connection = None
+        # First: what is written here may stall the client, but the connection is in the pool.
+        self._let_go()
         if self._call.remover is not None and (rest := self._call.remover.rest()):
             self._splice.write(rest)
         self._splice.end()
@@ -196,9 +197,8 @@ class _Flight:
 
     def detach(self) -> None:
         """Let go of both sides; an upstream that still works stops."""
-        splice = self._splice
-        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
         self._drop()
+        self._let_go()
 
     def carried(self) -> Carried:
         """The outcome. Raises UpstreamFault when nothing was passed on."""
@@ -221,6 +221,10 @@ class _Flight:
         """The client is gone, and with it the reason to go on."""
         self._drop()
         self.landed.cancel()
+
+    def _let_go(self) -> None:
+        splice, self._connection = self._splice, None
+        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
