@@ -137,6 +137,8 @@ class _Flight:
         splice.was_moved = False
         splice.on_pause, splice.on_resume = connection.pause, connection.resume
         splice.on_gone = self._abandon
+        if splice.is_paused:  # still, by the answer before this one
+            connection.pause()
 
     # What the upstream's connection calls.
 

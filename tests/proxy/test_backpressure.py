@@ -150,6 +150,17 @@ async def test_an_answer_that_stalls_its_client_at_its_very_end_stops_nobody_els
         assert (await stage.ask()).body == body
 
 
+async def test_answers_behind_one_that_stalled_its_client_wait_where_they_were_made() -> None:
+    body, count = bytes(20_000), 100
+    async with staged([Send(sized(body))]) as stage, stage.client(receive_buffer=SMALL) as client:
+        await client.send(post(ASKED) * count)
+        for _ in range(count):  # it has all the time that as many other requests need
+            assert (await stage.ask()).body == body
+        assert (len(stage.origin.requests) - count) * len(body) <= MOST_HELD
+        for _ in range(count):
+            assert (await client.read_answer()).body == body
+
+
 async def test_many_stalled_clients_stop_many_upstreams_and_nobody_else() -> None:
     origin = Origin(script("sse"), send_buffer=SMALL)
     async with staged(origin=origin) as stage, AsyncExitStack() as stack:
