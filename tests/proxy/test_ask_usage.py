@@ -94,3 +94,10 @@ async def test_a_long_event_that_comes_in_crumbs_is_held_back_and_passed() -> No
     async with staged([Drip(streamed(*crumbs, USAGE, DONE), (7_000,))], config=on()) as stage:
         heard = await stage.ask(ASKED)
         assert (heard.complete, heard.body) == (True, text + DONE)
+
+
+async def test_text_that_is_not_utf_8_passes_as_it_is() -> None:
+    text = TEXT.replace(b"hi", b"h\xff")
+    async with staged([Send(streamed(text, USAGE, DONE))], config=on()) as stage:
+        heard = await stage.ask(ASKED)
+        assert (heard.complete, heard.body) == (True, text + DONE)
