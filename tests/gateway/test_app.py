@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 from pathlib import Path
@@ -13,10 +14,11 @@ from cortexd import __version__
 from cortexd.config.gateway import Config, Neuron, Polling
 from cortexd.config.gateway import Gateway as GatewayConfig
 from cortexd.config.units import Duration
+from cortexd.daemon.access import AccessLine, AccessLog
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import running_fleet, until
-from tests.proxy.raw import answered, answers
+from tests.proxy.raw import answered, answers, connected
 
 
 @pytest.mark.parametrize("path", INFERENCE_PATHS)
@@ -179,3 +181,21 @@ async def test_a_request_on_its_way_when_the_gateway_closes_is_answered() -> Non
         await closing
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_failure_behind_an_answer_is_no_second_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Full(AccessLog):
+        def write(self, line: AccessLine) -> None:
+            raise RuntimeError
+
+    async with (
+        running_fleet(a=FakeNeuron({"m": "loaded"}), access=Full(io.StringIO())) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
+        client.send(
+            b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{"model":"m"}'
+        )
+        assert (await client.read_to_end()).count(b"HTTP/1.1") <= 1
+    assert "RuntimeError" in caplog.text
