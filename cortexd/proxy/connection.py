@@ -330,7 +330,7 @@ class _Answer:
             # Legal before an extension: RFC 9112, section 7.1.1.
             self.parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
         if status in _BODILESS:
-            length = 0
+            length, is_event_stream = 0, False
         self.is_until_close = length is None and not is_chunked
         self.has_head = True
         self.receiver.head(Head(status, self._reason, self._fields, length, is_event_stream))
