@@ -111,6 +111,7 @@ class _Flight:
         "_call",
         "_connection",
         "_fault",
+        "_has_fed",
         "_is_passed_on",
         "_limit",
         "_loop",
@@ -131,12 +132,16 @@ class _Flight:
         self._limit = call.first_byte_timeout
         self._is_passed_on = False  # something of the answer
         self._fault: UpstreamFault | None = None
-        self.body = splice.write if call.remover is None else self._write_rest_of
-        self.flush = splice.flush
+        self._has_fed = False  # something of the body to the remover
+        self.body, self.flush = splice.write, splice.flush
+        if call.remover is not None:
+            self.body, self.flush = self._write_rest_of, self._flush_rest
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
         splice.on_pause, splice.on_resume = connection.pause, connection.resume
         splice.on_gone = self._abandon
+        if splice.is_paused:  # still, by the answer before this one
+            connection.pause()
 
     # What the upstream's connection calls.
 
@@ -169,7 +174,8 @@ class _Flight:
 
     def end(self) -> None:
         """The answer is whole."""
-        self._connection = None
+        # First: what is written here may stall the client, but the connection is in the pool.
+        self._let_go()
         if self._call.remover is not None and (rest := self._call.remover.rest()):
             self._splice.write(rest)
         self._splice.end()
@@ -196,9 +202,8 @@ class _Flight:
 
     def detach(self) -> None:
         """Let go of both sides; an upstream that still works stops."""
-        splice = self._splice
-        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
         self._drop()
+        self._let_go()
 
     def carried(self) -> Carried:
         """The outcome. Raises UpstreamFault when nothing was passed on."""
@@ -212,15 +217,25 @@ class _Flight:
     def _write_rest_of(self, data: bytes) -> None:
         """Pass on a piece of the body without the usage in it."""
         splice, remover = self._splice, self._call.remover
+        self._has_fed = splice.was_moved = True  # even if all of it is held back
         if remover is None or not splice.is_event_stream:
             splice.write(data)
         elif left := remover.feed(data):
             splice.write(left)
 
+    def _flush_rest(self) -> bool:
+        """What is held back is body, too."""
+        has_fed, self._has_fed = self._has_fed, False
+        return self._splice.flush() or has_fed
+
     def _abandon(self) -> None:
         """The client is gone, and with it the reason to go on."""
         self._drop()
         self.landed.cancel()
+
+    def _let_go(self) -> None:
+        splice, self._connection = self._splice, None
+        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
