@@ -267,7 +267,8 @@ class Connection(asyncio.BufferedProtocol):
 class _Answer:
     """What the parser calls while it reads one answer; a parser each, so that none inherits state.
 
-    edge: the last bytes of a head that is not whole. head_size: bytes read since the last that were of the body.
+    edge: the last bytes of a head that is not whole.
+    head_size: bytes read since the last that were of the body.
     is_until_close: its body ends with the connection. left: bytes of a body with a length to come.
     is_reusable: another request may follow on the connection.
     """
