@@ -62,7 +62,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """How an answer went. `first_byte`: of its body, loop time; None: it had no body."""
+    """How an answer went. `first_byte`: of its body, monotonic; None: it had no body."""
 
     status: int
     first_byte: float | None

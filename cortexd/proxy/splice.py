@@ -52,7 +52,7 @@ class Splice:
     was_moved: something was written since this was last set to False (a mark for deadlines).
     is_gone: the client has left; nothing is written any more.
     is_open: the head went out. is_ended: nothing may follow.
-    first_at: when the first byte of the body went out, loop time. first: the body's first bytes,
+    first_at: when the first byte of the body went out, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
     on_pause, on_resume: called when the client takes no more, and when it does again.
     on_gone: called when it leaves.
@@ -135,7 +135,7 @@ class Splice:
         """A piece of the body; it goes out with the next `flush`."""
         self.was_moved = True
         if not self._kept:
-            self.first_at = asyncio.get_running_loop().time()
+            self.first_at = time.monotonic()  # the loop's own clock counts whole milliseconds
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:
