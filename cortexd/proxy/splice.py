@@ -114,6 +114,8 @@ class Splice:
         length: of the body; None: its end is told by chunks, or by the connection's.
         """
         self.is_open, self.status, self.is_event_stream = True, status, is_sse
+        if cast(Door, self._request.protocol).is_leaving:  # since the request came
+            self._must_close = True
         head = b"HTTP/1.1 %d %b\r\n%bDate: %b\r\n" % (
             status,
             reason,

@@ -331,3 +331,18 @@ async def test_the_first_byte_is_never_before_its_request() -> None:
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all(0 <= line["first_byte_s"] <= line["duration_s"] for line in lines), lines
     assert len(lines) == 50
+
+
+async def test_an_answer_that_begins_when_the_gateway_leaves_says_that_it_is_the_last() -> None:
+    """Its request was there before."""
+    thought = asyncio.Event()
+    async with staged([Pause(thought), Send(sized())]) as stage, stage.client() as client:
+        await client.send(post(ASKED))
+        await stage.origin.wait_asked()
+        closing = asyncio.create_task(stage.fleet.gateway.close())
+        await asyncio.sleep(0)
+        thought.set()
+        heard = await client.read_answer()
+        assert (heard.complete, heard.body) == (True, ANSWER)
+        assert heard.get("connection") == "close"
+        await closing
