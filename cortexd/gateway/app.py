@@ -232,6 +232,8 @@ class Gateway:
         except Refusal as refused:
             refusal = refused
         except Exception:
+            if request.writer.output_size:
+                raise  # an error must not land among the bytes of an answer: the door cuts it
             log.exception("request %s failed", inbound.request_id)
             refusal = Refusal(
                 errors.INTERNAL_ERROR,

@@ -66,7 +66,8 @@ class Hold:
         declared = request.content_length
         if declared is not None:
             self._grow(declared)
-        if request.headers.get("Expect", "").lower() == "100-continue":
+        expects = request.headers.get("Expect", "").lower() == "100-continue"
+        if expects and request.version >= (1, 1):
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # nothing of the answer itself has been sent
         content, body = request.content, bytearray()

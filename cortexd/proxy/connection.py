@@ -165,8 +165,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = cast(asyncio.Transport, transport)
-        # Any byte of a request that the kernel did not take at once counts as not written.
-        self.transport.set_write_buffer_limits(high=0)
+        # Any part of a request that the kernel did not take at once counts as not written. Not 0:
+        # with TLS even an empty buffer would be over that.
+        self.transport.set_write_buffer_limits(high=1, low=0)
         self.is_open = True
 
     def pause_writing(self) -> None:
@@ -188,7 +189,8 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
             self._home.lost(self)
             return
-        if not answer.head_size and _buffer[0] != _H:  # the parser reads RTSP and ICY, too
+        if not (answer.has_head or answer.head_size) and _buffer[0] != _H:
+            # The parser reads RTSP and ICY, too.
             self._fail(UpstreamFault("invalid", "its answer is not HTTP"))
             return
         had_head = answer.has_head
@@ -206,21 +208,27 @@ class Connection(asyncio.BufferedProtocol):
             answer.weigh(bytes(_buffer[:size]))
         if answer.is_complete:
             self._finish(answer, size)
-        elif not answer.has_head or not answer.flush():
-            # A head, or trailers or the like: nothing of these may grow for ever.
+        elif answer.has_head and answer.flush():
+            answer.head_size = 0
+        else:
+            # A head, or what stands between two pieces of the body or after the last one: nothing
+            # of these may grow for ever.
             answer.head_size += size
             if answer.head_size > MAX_HEAD:
                 self._fail(UpstreamFault("invalid", "its head is too large"))
             elif not answer.has_head:
+                answer.edge = (answer.edge + bytes(_buffer[:size]))[-3:]
                 answer.receiver.begun()
 
     def eof_received(self) -> None:
         """The upstream sends no more."""
-        self._ended(None)
+        self._ended(None, is_clean=True)
+        # Else what is not written of the request would wait until it is read, maybe for ever.
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
-        self._ended(exc)
+        """It is gone. Without a word before: with TLS that may be an end that somebody forged."""
+        self._ended(exc, is_clean=False)
 
     def _finish(self, answer: _Answer, size: int) -> None:
         self._answer = None
@@ -236,14 +244,14 @@ class Connection(asyncio.BufferedProtocol):
         answer.receiver.end()
         answer.release()
 
-    def _ended(self, exc: Exception | None) -> None:
+    def _ended(self, exc: Exception | None, *, is_clean: bool) -> None:
         was_open, self.is_open = self.is_open, False
         answer, self._answer = self._answer, None
         if answer is None:
             if was_open:
                 self._home.lost(self)
             return
-        if exc is None and answer.is_until_close:
+        if is_clean and answer.is_until_close:
             answer.receiver.end()
         else:
             is_reused = self.uses > 1
@@ -264,6 +272,8 @@ class Connection(asyncio.BufferedProtocol):
 class _Answer:
     """What the parser calls while it reads one answer; a parser each, so that none inherits state.
 
+    edge: the last bytes of a head that is not whole.
+    head_size: bytes read since the last that were of the body.
     is_until_close: its body ends with the connection. left: bytes of a body with a length to come.
     is_reusable: another request may follow on the connection.
     """
@@ -272,6 +282,8 @@ class _Answer:
         "_fields",
         "_informational",
         "_reason",
+        "_size",
+        "edge",
         "flush",
         "has_head",
         "head_size",
@@ -290,7 +302,8 @@ class _Answer:
         # Looked up once, here and by the parser: no call of ours in between.
         self.on_body, self.flush = receiver.body, receiver.flush
         self._fields: list[tuple[bytes, bytes]] = []
-        self._reason = b""
+        self._size = 0
+        self._reason = self.edge = b""
         self._informational = 0
         self.head_size = self.left = 0
         self.is_chunked = False
@@ -303,11 +316,12 @@ class _Answer:
 
     def weigh(self, read: bytes) -> None:
         """Take what a read that ended the head brought of the body from what is left of it."""
-        end = read.find(b"\r\n\r\n")
+        text = self.edge + read
+        end = text.find(b"\r\n\r\n")
         if end < 0 or self._informational:  # it is not known where the body began
             self.is_reusable, self.left = False, -1
         else:
-            self.left -= len(read) - end - 4
+            self.left -= len(text) - end - 4
 
     def on_message_begin(self) -> None:
         """A second answer to one request is none."""
@@ -316,11 +330,12 @@ class _Answer:
 
     def on_status(self, status: bytes) -> None:
         """A part of the reason phrase."""
+        self._size += len(status)
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field; those after the body (trailers) are dropped."""
-        self.head_size += len(name) + len(value)
+        self._size += len(name) + len(value)
         if not self.has_head:
             self._fields.append((name, value))
 
@@ -330,7 +345,7 @@ class _Answer:
         version = self.parser.get_http_version()
         if version not in _VERSIONS or not 100 <= status <= 599:
             raise UpstreamFault("invalid", "it does not speak HTTP/1.1")
-        if self.head_size > MAX_HEAD:
+        if self._size > MAX_HEAD:
             raise UpstreamFault("invalid", "its head is too large")
         if status < 200:
             self._informational += 1
@@ -345,7 +360,7 @@ class _Answer:
             # Legal before an extension: RFC 9112, section 7.1.1.
             self.parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
         if status in _BODILESS:
-            length = 0
+            length, is_event_stream = 0, False
         self.is_until_close = length is None and not is_chunked
         self.is_chunked, self.left = is_chunked, length or 0
         self.has_head = True

@@ -108,6 +108,11 @@ class Door(web.RequestHandler):
         self._unsent = 0
         self._moved = 0.0
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the next answer is the last here."""
+        return self._server.is_leaving
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
@@ -226,6 +231,11 @@ class DoorServer(web.Server):
         self._are_gone.set()
         self._sweep_every = min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall)))
         self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether every answer is the last on its connection."""
+        return self._request_class is _LastRequest
 
     @property
     def doors(self) -> frozenset[Door]:

@@ -116,6 +116,7 @@ class _Flight:
         "_call",
         "_connection",
         "_fault",
+        "_has_fed",
         "_is_passed_on",
         "_limit",
         "_looks",
@@ -139,14 +140,18 @@ class _Flight:
         self._is_passed_on = False  # something of the answer
         self._fault: UpstreamFault | None = None
         self._refusing: UpstreamFault | None = None
-        # A call of ours for each piece only where there is something to look at.
+        self._has_fed = False  # something of the body to `_pass_on`
+        # Calls of ours for each piece only where there is something to look at.
         self._looks = call.remover is not None or call.is_late or splice.is_open
-        self.body = self._pass_on if self._looks else splice.write
-        self.flush = splice.flush
+        self.body, self.flush = splice.write, splice.flush
+        if self._looks:
+            self.body, self.flush = self._pass_on, self._flush_rest
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
         splice.on_pause, splice.on_resume = connection.pause, connection.resume
         splice.on_gone = self._abandon
+        if splice.is_paused:  # still, by the answer before this one
+            connection.pause()
 
     # What the upstream's connection calls.
 
@@ -187,7 +192,8 @@ class _Flight:
 
     def end(self) -> None:
         """The answer is whole."""
-        self._connection = None
+        # First: what is written here may stall the client, but the connection is in the pool.
+        self._let_go()
         if self._refusing is not None:
             self._break_off(self._refusing)
             return
@@ -217,9 +223,8 @@ class _Flight:
 
     def detach(self) -> None:
         """Let go of both sides; an upstream that still works stops."""
-        splice = self._splice
-        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
         self._drop()
+        self._let_go()
 
     def carried(self) -> Carried:
         """The outcome. Raises UpstreamFault when nothing was passed on."""
@@ -233,6 +238,7 @@ class _Flight:
     def _pass_on(self, data: bytes) -> None:
         """A piece of the body, where it is not simply the client's."""
         splice, remover, refusing = self._splice, self._call.remover, self._refusing
+        self._has_fed = splice.was_moved = True  # even if all of it is held back
         if refusing is not None:
             refusing.content += data
             if len(refusing.content) > _WORDS:
@@ -243,10 +249,19 @@ class _Flight:
         else:
             splice.write(remover.feed(data))
 
+    def _flush_rest(self) -> bool:
+        """What is held back is body, too."""
+        has_fed, self._has_fed = self._has_fed, False
+        return self._splice.flush() or has_fed
+
     def _abandon(self) -> None:
         """The client is gone, and with it the reason to go on."""
         self._drop()
         self.landed.cancel()
+
+    def _let_go(self) -> None:
+        splice, self._connection = self._splice, None
+        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

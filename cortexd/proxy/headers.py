@@ -73,9 +73,15 @@ def _kept(fields: Fields, dropped: frozenset[bytes]) -> bytes:
     for name, value in fields:
         low = name.lower()
         if low == b"connection":
-            words = {word.strip() for word in value.lower().split(b",")}
+            words = _words(value)
             if not words <= {b"keep-alive", b"close", b""} and not words <= dropped:
-                return _kept(fields, dropped | words)
+                # Of all of them: there may be thousands.
+                named = (_words(value) for name, value in fields if name.lower() == b"connection")
+                return _kept(fields, dropped.union(*named))
         elif low not in dropped and not low.startswith(_OURS):
             kept += (name, b": ", value, b"\r\n")
     return b"".join(kept)
+
+
+def _words(value: bytes) -> set[bytes]:
+    return {word.strip() for word in value.lower().split(b",")}

@@ -114,6 +114,8 @@ class Splice:
         length: of the body; None: its end is told by chunks, or by the connection's.
         """
         self.is_open, self.status, self.is_event_stream = True, status, is_sse
+        if cast(Door, self._request.protocol).is_leaving:  # since the request came
+            self._must_close = True
         head = b"HTTP/1.1 %d %b\r\n%bDate: %b\r\n" % (
             status,
             reason,
@@ -137,7 +139,7 @@ class Splice:
             return
         self.was_moved = True
         if not self._kept:
-            self.first_at = time.monotonic()
+            self.first_at = time.monotonic()  # the loop's own clock counts whole milliseconds
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:

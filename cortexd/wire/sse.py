@@ -58,7 +58,7 @@ class UsageRemover:
 def _is_usage_alone(event: bytes) -> bool:
     if not event.startswith(b"data:") or b'"usage"' not in event:
         return False
-    with suppress(msgspec.DecodeError, RecursionError):
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         chunk = _decode_chunk(event[5:])
         return not chunk.choices and chunk.usage is not None
     return False

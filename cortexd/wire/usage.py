@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Annotated
 
 import msgspec
 
@@ -19,26 +20,30 @@ class Usage(msgspec.Struct, frozen=True):
     cached: int = 0
 
 
+# What is no such number is no count: a negative one could not be added up.
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Counts(msgspec.Struct):
     """OpenAI's and Anthropic's spellings of the same counts."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    input_tokens: _Count | None = None
+    output_tokens: _Count | None = None
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
+    cache_read_input_tokens: _Count | None = None
 
 
 class _Timings(msgspec.Struct):
-    prompt_n: int | None = None
-    predicted_n: int | None = None
-    cache_n: int | None = None
+    prompt_n: _Count | None = None
+    predicted_n: _Count | None = None
+    cache_n: _Count | None = None
 
 
 class _Answer(msgspec.Struct):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -110,6 +111,14 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfClose:
+    """FIN, without an end of our own: what comes is still taken, or not."""
+
+    async def run(self, peer: Peer) -> None:
+        peer.transport.write_eof()
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """RST; what was sent before has been read by then (it would be lost otherwise)."""
 
@@ -119,7 +128,7 @@ class Reset:
         peer.transport.abort()
 
 
-Step = Send | Drip | Pause | Wait | Tell | Stall | Read | Close | Reset
+Step = Send | Drip | Pause | Wait | Tell | Stall | Read | Close | HalfClose | Reset
 Script = Sequence[Step]
 
 
@@ -159,7 +168,7 @@ class Peer(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport: asyncio.Transport = transport
-        transport.set_write_buffer_limits(0)
+        transport.set_write_buffer_limits(high=1, low=0)  # with TLS, nothing is ever under 0
         self.ends: tuple[tuple[str, int], tuple[str, int]] = (
             transport.get_extra_info("sockname"),
             transport.get_extra_info("peername"),
@@ -292,7 +301,7 @@ class Origin:
     """A server that answers each request with the next of its scripts, the last one for ever.
 
     `answer` is asked instead, when given, as soon as the first byte of a request has come.
-    `send_buffer` and `receive_buffer` are the kernel's, in bytes.
+    `send_buffer` and `receive_buffer` are the kernel's, in bytes. `tls`: it speaks https.
     """
 
     def __init__(
@@ -301,7 +310,9 @@ class Origin:
         answer: Callable[[Peer], Script] | None = None,
         send_buffer: int | None = None,
         receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._scripts = list(scripts)
         self._answer = answer
         self._buffers = {socket.SO_SNDBUF: send_buffer, socket.SO_RCVBUF: receive_buffer}
@@ -312,7 +323,7 @@ class Origin:
 
     @property
     def url(self) -> str:
-        return f"http://localhost:{self.port}"
+        return f"{'https' if self._tls else 'http'}://localhost:{self.port}"
 
     def is_eager(self) -> bool:
         """Whether the next script begins before a request does."""
@@ -339,7 +350,7 @@ class Origin:
                 listening.setsockopt(socket.SOL_SOCKET, option, size)
         listening.bind(("127.0.0.1", self.port))
         server = await asyncio.get_running_loop().create_server(
-            lambda: Peer(self), sock=listening, backlog=1024
+            lambda: Peer(self), sock=listening, backlog=1024, ssl=self._tls
         )
         self.port = listening.getsockname()[1]
         try:

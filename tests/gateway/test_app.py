@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 from pathlib import Path
@@ -13,6 +14,7 @@ from cortexd import __version__
 from cortexd.config.gateway import Config, Neuron, Polling
 from cortexd.config.gateway import Gateway as GatewayConfig
 from cortexd.config.units import Duration
+from cortexd.daemon.access import AccessLine, AccessLog
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
 from tests.fakes import FakeNeuron
 from tests.functional.raw import answered, answers, connected, post
@@ -172,3 +174,19 @@ async def test_a_request_on_its_way_when_the_gateway_closes_is_answered() -> Non
         (answer,) = answers(await client.read_rest(), "GET")
         assert (answer.status, answer.get("connection")) == (503, "close")
         await closing
+
+
+async def test_a_failure_behind_an_answer_is_no_second_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Full(AccessLog):
+        def write(self, line: AccessLine) -> None:
+            raise RuntimeError
+
+    async with (
+        running_fleet(a=FakeNeuron({"m": "loaded"}), access=Full(io.StringIO())) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
+        await client.send(post(b'{"model":"m"}', path="/v1/completions"))
+        assert (await client.read_rest()).count(b"HTTP/1.1") <= 1
+    assert "RuntimeError" in caplog.text

@@ -164,3 +164,13 @@ async def test_no_100_continue_is_sent_where_there_is_no_room() -> None:
         await until(lambda: bodies.held == 1000)
         async with client(fleet, b"Content-Length: 600", b"Expect: 100-continue") as caller:
             assert (await caller.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_an_http_1_0_client_is_sent_no_100_continue() -> None:
+    """It would take it for the answer: RFC 9110, section 10.1.1."""
+    async with small_fleet() as (fleet, _), connected(fleet.gateway.address) as caller:
+        await caller.send(
+            b"POST /v1/completions HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"Content-Length: 100\r\n\r\n" + padded(100)
+        )
+        assert (await caller.read_rest()).startswith(b"HTTP/1.1 200 ")

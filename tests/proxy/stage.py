@@ -12,6 +12,7 @@ from aiohttp import web
 from cortexd.config.gateway import Config, Upstream
 from cortexd.config.units import Duration
 from cortexd.daemon.access import AccessLog
+from cortexd.proxy.door import Door
 from tests.fakes import FakeNeuron
 from tests.functional.faults import Origin, Peer, Script
 from tests.functional.raw import Client, Heard, connected, post
@@ -109,6 +110,11 @@ class Stage:
 
     def client(self, **options: int) -> AbstractAsyncContextManager[Client]:
         return connected(self.fleet.gateway.address, **options)
+
+    @property
+    def doors(self) -> frozenset[Door]:
+        """The clients' connections, as the gateway has them."""
+        return self.fleet.gateway._listeners[0].server.doors
 
     async def ask(self, body: bytes = ASKED, *headers: str, **options: str) -> Heard:
         """One request on a connection of its own."""

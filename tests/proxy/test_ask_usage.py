@@ -85,3 +85,19 @@ async def test_text_that_speaks_of_usage_is_kept() -> None:
     text = TEXT.replace(b'"hi"', said)
     async with staged([Send(streamed(text, USAGE, DONE))], config=on()) as stage:
         assert (await stage.ask(ASKED)).body == text + DONE
+
+
+async def test_a_long_event_that_comes_in_crumbs_is_held_back_and_passed() -> None:
+    """On the wire it is longer than a head may be."""
+    text = TEXT.replace(b"hi", b"x" * 60_000)
+    crumbs = [text[at : at + 10] for at in range(0, len(text), 10)]
+    async with staged([Drip(streamed(*crumbs, USAGE, DONE), (7_000,))], config=on()) as stage:
+        heard = await stage.ask(ASKED)
+        assert (heard.complete, heard.body) == (True, text + DONE)
+
+
+async def test_text_that_is_not_utf_8_passes_as_it_is() -> None:
+    text = TEXT.replace(b"hi", b"h\xff")
+    async with staged([Send(streamed(text, USAGE, DONE))], config=on()) as stage:
+        heard = await stage.ask(ASKED)
+        assert (heard.complete, heard.body) == (True, text + DONE)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.functional.faults import Close, Origin, Peer, Script, Send, Stall, queued
 from tests.functional.raw import Client, post
+from tests.gateway.fleet import until
 from tests.proxy.stage import (
     ASKED,
     ASKED_STREAM,
@@ -29,6 +30,7 @@ from tests.proxy.stage import (
     chunks,
     died_in_words,
     head,
+    sized,
     staged,
     upstream,
 )
@@ -134,6 +136,29 @@ async def test_a_stalled_client_reads_all_that_came_before_the_upstream_died() -
         answer, _ = await stalled(stage, client, post(ASKED_STREAM))
         heard = await client.read_answer(so_far=answer)
         assert died_in_words(heard, CHAT, came)
+
+
+async def test_an_answer_that_stalls_its_client_at_its_very_end_stops_nobody_else() -> None:
+    """Its connection is in the pool by then, and must be read for whoever comes next."""
+    body, origin = bytes(20_000), Origin([Send(sized(bytes(20_000)))])
+    async with staged(origin=origin) as stage, stage.client(receive_buffer=SMALL) as client:
+        while not any(door.writing_paused for door in stage.doors):
+            asked = len(origin.requests)
+            await client.send(post(ASKED))
+            await until(lambda asked=asked: len(origin.requests) > asked)
+            await stage.wait_idle()
+        assert (await stage.ask()).body == body
+
+
+async def test_answers_behind_one_that_stalled_its_client_wait_where_they_were_made() -> None:
+    body, count = bytes(20_000), 100
+    async with staged([Send(sized(body))]) as stage, stage.client(receive_buffer=SMALL) as client:
+        await client.send(post(ASKED) * count)
+        for _ in range(count):  # it has all the time that as many other requests need
+            assert (await stage.ask()).body == body
+        assert (len(stage.origin.requests) - count) * len(body) <= MOST_HELD
+        for _ in range(count):
+            assert (await client.read_answer()).body == body
 
 
 async def test_many_stalled_clients_stop_many_upstreams_and_nobody_else() -> None:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import pytest
+import trustme
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.connection import Connection, Head, UpstreamFault
 from cortexd.proxy.pool import Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
-from tests.functional.faults import Close, Origin, Read, Reset, Script, Send, Stall
+from tests.functional.faults import (
+    Close,
+    Drip,
+    HalfClose,
+    Origin,
+    Peer,
+    Read,
+    Reset,
+    Script,
+    Send,
+    Stall,
+)
 from tests.waiting import until
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
@@ -22,6 +35,7 @@ class Told:
 
     def __init__(self, refuses: UpstreamFault | None = None) -> None:
         self.events: list[object] = []
+        self._flushed = 0
         self.over = asyncio.Event()
         self.refuses = refuses
 
@@ -37,7 +51,8 @@ class Told:
         self.events.append(data)
 
     def flush(self) -> bool:
-        return True
+        before, self._flushed = self._flushed, len(self.events)
+        return self._flushed > before
 
     def end(self) -> None:
         self.events.append("end")
@@ -48,10 +63,28 @@ class Told:
         self.over.set()
 
 
-async def told(*scripts: Script, receiver: Told | None = None) -> tuple[list[object], Connection]:
+class Tls:
+    """Both ends of https at localhost."""
+
+    def __init__(self) -> None:
+        authority = trustme.CA()
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(self.server)
+        self.client = ssl.create_default_context()
+        authority.configure_trust(self.client)
+
+
+@pytest.fixture(scope="session")
+def tls() -> Tls:
+    return Tls()
+
+
+async def told(
+    *scripts: Script, receiver: Told | None = None, tls: Tls | None = None
+) -> tuple[list[object], Connection]:
     """What a receiver hears of one exchange, and the connection after it."""
-    origin, sweeper = Origin(*scripts), Sweeper()
-    pool, receiver = Pool(Resolver(), sweeper), receiver or Told()
+    origin, sweeper = Origin(*scripts, tls=tls and tls.server), Sweeper()
+    pool, receiver = Pool(Resolver(), sweeper, tls and tls.client), receiver or Told()
     async with origin.running():
         connection = await pool.connect(parse_base(origin.url)[0], 5)
         connection.send(REQUEST, b"{}", receiver)
@@ -109,6 +142,31 @@ async def test_a_body_without_a_length_ends_with_the_connection() -> None:
     assert not connection.is_open
 
 
+async def test_a_head_without_fields_is_one_too() -> None:
+    answer = Drip(b"HTTP/1.1 200 OK\r\n\r\nhello", (19, 2, 3))
+    events, _ = await told([answer, Close()])
+    assert events[1:] == [b"he", b"llo", "end"]
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000])
+async def test_a_head_may_be_as_large_as_it_may_however_it_is_cut(size: int) -> None:
+    fields = b"".join(b"X-%d: %b\r\n" % (n, b"x" * 1000) for n in range(60))
+    events, _ = await told([Drip(SIZED.replace(b"X-A: 1\r\n", fields), (size,))])
+    assert events[-1] == "end"
+
+
+async def test_the_framing_of_an_endless_stream_is_no_head_that_grows() -> None:
+    """Each size and each line's end in a read of its own: 5 bytes a chunk that are no body."""
+    chunk, count = b"5\r\nhello\r\n", 14_000
+    script = [
+        Send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        Drip(chunk * count, (3, 5, 2)),
+        Send(b"0\r\n\r\n"),
+    ]
+    events, _ = await told(script)
+    assert events[1:] == [b"hello"] * count + ["end"]
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
@@ -136,6 +194,40 @@ async def test_a_receiver_that_does_not_want_the_answer_stops_it_at_its_head() -
     events, connection = await told([Send(SIZED), Stall()], receiver=receiver)
     assert events == ["declined"]
     assert not connection.is_open
+
+
+async def test_over_tls_a_connection_may_go_on_too(tls: Tls) -> None:
+    answers = [Send(SIZED), Drip(SIZED, (10, 50)), Drip(SIZED, (50,)), Drip(SIZED)]
+    for answer in answers:
+        events, connection = await told([answer], tls=tls)
+        assert events[-1] == "end"
+        assert connection.is_open, answer
+
+
+async def test_over_tls_only_a_word_ends_a_body_without_a_length(tls: Tls) -> None:
+    """Anybody on the way can end a connection; RFC 9112, section 9.8."""
+
+    class Cut:
+        async def run(self, peer: Peer) -> None:
+            peer.transport.abort()
+
+    answer = Send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+    events, _ = await told([answer, Close()], tls=tls)
+    assert events[-2:] == [b"hello", "end"]
+    events, _ = await told([answer, Cut()], tls=tls)  # type: ignore[list-item]
+    assert events[-1] == "invalid"
+
+
+async def test_a_request_that_nobody_reads_does_not_outlive_its_answer() -> None:
+    origin, sweeper = Origin([Read(1), HalfClose(), Stall()], receive_buffer=65536), Sweeper()
+    async with origin.running():
+        connection = await Pool(Resolver(), sweeper).connect(parse_base(origin.url)[0], 5)
+        receiver = Told()
+        connection.send(REQUEST, bytes(40_000_000), receiver)
+        await receiver.over.wait()
+        assert receiver.events == ["reset"]
+        await until(lambda: "closed=True" in repr(connection.transport))
+        sweeper.close()
 
 
 async def test_no_parser_outlives_its_answer() -> None:

@@ -50,6 +50,13 @@ def test_what_connection_names_is_dropped_wherever_it_stands() -> None:
     assert upstream_lines(fields) == b"X-Three: 3\r\n"
 
 
+def test_any_number_of_connection_fields_is_understood() -> None:
+    """An upstream's head may hold thousands."""
+    named = [(b"Connection", b"x-%d" % number) for number in range(4000)]
+    fields = [(b"X-3999", b"1"), *named, (b"X-0", b"1"), (b"X-A", b"1")]
+    assert client_lines(fields, is_event_stream=False) == b"X-A: 1\r\n"
+
+
 def test_spelling_order_and_repetition_survive() -> None:
     fields = [(b"aCCept", b"a"), (b"X-A", b"1"), (b"x-a", b"\xe9"), (b"X-Empty", b"")]
     assert upstream_lines(fields) == b"aCCept: a\r\nX-A: 1\r\nx-a: \xe9\r\nX-Empty: \r\n"

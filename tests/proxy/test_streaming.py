@@ -4,6 +4,8 @@ once, in a framing of the gateway's own."""
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -11,6 +13,7 @@ import uvloop
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from cortexd.daemon.access import AccessLog
 from tests.functional.faults import Close, Drip, Origin, Pause, Script, Send
 from tests.functional.raw import post
 from tests.proxy.stage import (
@@ -315,3 +318,31 @@ async def test_a_request_behind_a_stream_that_died_is_not_answered() -> None:
         heard = await client.read_answer()
         assert (heard.status, heard.complete, heard.ended is not None) == (200, False, True)
         assert ANSWER not in heard.raw
+
+
+async def test_the_first_byte_is_never_before_its_request() -> None:
+    """Not even by the fraction of a millisecond that a loop's clock leaves out."""
+    log = io.StringIO()
+    access = AccessLog(log)
+    async with staged([Send(sized())], access=access) as stage, stage.client() as client:
+        for _ in range(50):
+            assert (await client.ask(post(ASKED))).complete
+        access.flush()
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert all(0 <= line["first_byte_s"] <= line["duration_s"] for line in lines), lines
+    assert len(lines) == 50
+
+
+async def test_an_answer_that_begins_when_the_gateway_leaves_says_that_it_is_the_last() -> None:
+    """Its request was there before."""
+    thought = asyncio.Event()
+    async with staged([Pause(thought), Send(sized())]) as stage, stage.client() as client:
+        await client.send(post(ASKED))
+        await stage.origin.wait_asked()
+        closing = asyncio.create_task(stage.fleet.gateway.close())
+        await asyncio.sleep(0)
+        thought.set()
+        heard = await client.read_answer()
+        assert (heard.complete, heard.body) == (True, ANSWER)
+        assert heard.get("connection") == "close"
+        await closing

@@ -8,7 +8,9 @@ import json
 import pytest
 
 from tests.functional.faults import Close, Drip, Send, Step
+from tests.functional.raw import post
 from tests.proxy.stage import (
+    ANSWER,
     ASKED,
     ASKED_STREAM,
     CHUNKED,
@@ -18,6 +20,7 @@ from tests.proxy.stage import (
     SSE,
     chunks,
     head,
+    sized,
     staged,
     streamed,
 )
@@ -203,3 +206,12 @@ async def test_an_error_answer_is_not_missing_its_counts() -> None:
     body = b'{"error": {"message": "too long"}}'
     script = [Send(head("HTTP/1.1 400 No", JSON, f"Content-Length: {len(body)}") + body)]
     assert await counts(CHAT, ASKED, script, body) == (0, 0, 0, 0)
+
+
+async def test_counts_that_can_not_be_are_none_and_disturb_nothing() -> None:
+    absurd = ANSWER.replace(b'"prompt_tokens":7', b'"prompt_tokens":-7')
+    async with staged([Send(sized(absurd))]) as stage, stage.client() as client:
+        for _ in range(2):
+            heard = await client.ask(post(ASKED))
+            assert (heard.status, heard.complete, heard.body) == (200, True, absurd)
+        assert await stage.fleet.metric("cortexd_usage_missing_total") == 2

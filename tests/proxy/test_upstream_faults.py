@@ -261,14 +261,20 @@ async def test_bytes_that_come_later_on_an_idle_connection_are_nobodys_answer() 
 
 @pytest.mark.parametrize(
     "lines",
-    [["HTTP/1.1 204 No Content"], ["HTTP/1.1 304 Not Modified", "Content-Length: 5"]],
-    ids=["204", "304"],
+    [
+        ["HTTP/1.1 204 No Content"],
+        ["HTTP/1.1 204 No Content", SSE],
+        ["HTTP/1.1 304 Not Modified", "Content-Length: 5"],
+        ["HTTP/1.1 304 Not Modified", SSE, CHUNKED],
+    ],
+    ids=["204", "204 of events", "304", "304 of events"],
 )
 async def test_an_answer_without_a_body_has_none_whatever_follows(lines: list[str]) -> None:
     async with staged([Send(head(*lines) + b"hello"), Stall()], GOOD) as stage:
         async with stage.client() as client:
             heard = await client.ask(post(ASKED))
             assert (str(heard.status), heard.complete, heard.body) == (lines[0][9:12], True, b"")
+            assert heard.all("transfer-encoding") == []
             assert (await client.ask(post(ASKED))).body == ANSWER
         assert len(stage.origin.peers) == 2, "nothing of it is pooled"
 
