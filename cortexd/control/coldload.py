@@ -111,6 +111,7 @@ class LoadTable:
         self._entries: dict[str, Entry] = {}
         self._late: set[Entry] = set()  # ours, past the bound: the node may still be at it
         self._turns = Turns(registry)
+        self._is_closed = False
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._turns)
@@ -145,6 +146,7 @@ class LoadTable:
         A claim on the replica where it is now resident, or None: decide again.
         Raises Refusal when the wait was in vain.
         """
+        self._check_open()
         entry = self._entries.get(decision.model)
         if entry is None:
             entry = (
@@ -158,6 +160,7 @@ class LoadTable:
         self, replica: Replica, since: float | None = None, patience: Patience | None = None
     ) -> Lease | None:
         """Wait behind those whose turn has not come, or (`since`) where one stood before."""
+        self._check_open()
         line = self._turns.line_of(replica)
         return await self._stand_in(line, replica.model, None, patience, since)
 
@@ -190,6 +193,7 @@ class LoadTable:
 
         Raises Refusal.
         """
+        self._check_open()
         self._registry.ledger.failures.pop((placement.node, model), None)
         entry = self._entries.get(model) or self._load(placement, model)
         node = entry.node
@@ -222,14 +226,17 @@ class LoadTable:
 
     async def close(self) -> None:
         """Tell the waiters at once. The loads themselves are left to their nodes."""
-        refusal = Refusal(
-            errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment."
-        )
+        self._is_closed = True
         for _, line in self._lines():
-            line.refuse(refusal)
+            line.refuse(_shutting_down())
         self._entries.clear()
         self._turns.close()
         await self._tasks.close()
+
+    def _check_open(self) -> None:
+        """Those who wake up while we close must not begin to wait again: nobody would end it."""
+        if self._is_closed:
+            raise _shutting_down()
 
     # Jobs.
 
@@ -423,6 +430,10 @@ class LoadTable:
 def _is_loaded(node: Node, model: str) -> bool:
     info = node.models.get(model)
     return info is not None and info.status == LOADED
+
+
+def _shutting_down() -> Refusal:
+    return Refusal(errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment.")
 
 
 def _recovering(model: str, node: str | None) -> Refusal:
