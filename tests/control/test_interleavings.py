@@ -122,3 +122,23 @@ def test_who_decides_again_while_the_gateway_closes_begins_no_other_wait() -> No
     world = play(Ask("m"), Pass(), Answer(how=500), Turn(2), Close(), Pass())
     assert world.ended == ["shutting_down"]
     assert world.loads == {("a", "m"): 1}
+
+
+def test_an_operator_joins_a_load_that_is_past_its_bound() -> None:
+    world = play(Ask("m"), Pass(41), Operate("m", "a"), Pass(), Answer(), Pass())
+    assert world.ended == ["model_loading", "operated"]
+    assert world.loads == {("a", "m"): 1}
+
+
+def test_who_watches_a_late_load_decides_again_as_soon_as_it_has_failed() -> None:
+    setting = Setting(takes=(("a", None),))
+    world = play(Ask("m"), Pass(41), Ask("m"), Pass(), Answer(how=500), Pass(), setting=setting)
+    assert world.ended == ["model_loading", "cold_load_failed"]
+
+
+def test_nothing_is_loaded_where_a_cancelled_load_is_still_unloaded() -> None:
+    world = play(
+        Ask("m"), Serves("a", takes=2), Pass(), Cancel("m"), Turn(2), Ask("m"), Pass(3), Answer()
+    )
+    assert world.ended == ["cold_load_failed", "cancelled", "served by a"]
+    assert world.loads == {("a", "m"): 2}

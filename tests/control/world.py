@@ -204,8 +204,8 @@ class Neuron:
             for model, status in poll.status
         ]
         loads = [
-            ModelLoad(model.id, max_in_flight=self.takes[0], max_queue_depth=self.takes[1])
-            for model in models
+            ModelLoad(profile.id, max_in_flight=self.takes[0], max_queue_depth=self.takes[1])
+            for profile in self.world.setting.profiles
             if self.takes
         ]
         return Observation(sent, moment, models, Health(moment - self.started, models=loads), GPU)
@@ -245,7 +245,7 @@ class Guest(logging.Handler):
 class World:
     """One fleet, one gateway's control floor, and its clients."""
 
-    def __init__(self, setting: Setting = Setting()) -> None:  # noqa: B008
+    def __init__(self, setting: Setting = Setting()) -> None:
         self.setting = setting
         self.wrong: list[str] = []
         self.posts: list[Post] = []
@@ -370,7 +370,7 @@ class World:
         waiting = [client for client in self.clients if _is_in(client, "Line.wait")]
         serving = [client for client in self.clients if _is_served(client)]
         lines = [line for _, line in table._lines()]
-        assert not self.wrong
+        assert self.wrong == []
         assert sum(map(len, lines)) == len(waiting), (lines, self.clients)
         assert sum(ledger.in_flight.values()) == len(serving), (ledger, self.clients)
         assert table.longest_wait() <= self.setting.timeout + TICK + 0.01
@@ -403,13 +403,13 @@ class World:
         assert not ledger.loading
         assert not ledger.turns
         assert not len(table)
-        assert not table._late
+        assert not table._loads
         assert len(table._tasks) == (not self.is_closed)
         await self.take(Close())
         self.check()
 
 
-def play(*steps: Step, setting: Setting = Setting()) -> World:  # noqa: B008
+def play(*steps: Step, setting: Setting = Setting()) -> World:
     """What is left when these steps were taken and everything has ended."""
     with asyncio.Runner(loop_factory=Clockwork) as runner:
         return runner.run(_play(setting, steps))
