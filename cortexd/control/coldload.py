@@ -391,7 +391,7 @@ class LoadTable:
 
     def _look_at(self, entry: Entry, moment: float) -> None:
         node = self._registry.snapshot.nodes.get(entry.node or "")
-        if node is not None and entry.state is State.LOADING:
+        if node is not None and entry.state in _AT_IT:
             info = node.models.get(entry.model)
             if info is not None and info.progress is not None:
                 progress = (info.progress.stage, info.progress.fraction)

@@ -142,3 +142,14 @@ def test_nothing_is_loaded_where_a_cancelled_load_is_still_unloaded() -> None:
     )
     assert world.ended == ["cold_load_failed", "cancelled", "served by a"]
     assert world.loads == {("a", "m"): 2}
+
+
+def test_a_load_past_its_bound_that_still_moves_is_not_given_up() -> None:
+    moves = [
+        step
+        for percent in range(1, 8)
+        for step in (Poll("a", (("m", "loading"),), fraction=percent / 10), Pass(100))
+    ]
+    world = play(Ask("m"), Pass(), *moves, Ask("m"), Pass(), Answer(), Pass())
+    assert world.ended == ["model_loading", "served by a"]
+    assert world.loads == {("a", "m"): 1}
