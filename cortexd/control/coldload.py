@@ -39,6 +39,7 @@ TICK: Final = 0.5  # seconds between two looks at deadlines and progress
 STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
 UNLOAD_WITHIN: Final = 30.0  # seconds for a node to cancel a load
 
+_AT_IT: Final = frozenset({State.LOADING, State.TIMED_OUT})  # as far as the node is concerned
 _COMING: Final = frozenset({LOADED, LOADING, RELOADING})
 
 
@@ -109,8 +110,10 @@ class LoadTable:
         self._max_waiting = max_waiting
         self._tasks = Tasks()
         self._entries: dict[str, Entry] = {}
-        self._late: set[Entry] = set()  # ours, past the bound: the node may still be at it
+        # Ours, as the ledger has them; past the bound too, since the node may still be at it.
+        self._loads: dict[str, Entry] = {}
         self._turns = Turns(registry)
+        self._is_closed = False
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._turns)
@@ -145,6 +148,7 @@ class LoadTable:
         A claim on the replica where it is now resident, or None: decide again.
         Raises Refusal when the wait was in vain.
         """
+        self._check_open()
         entry = self._entries.get(decision.model)
         if entry is None:
             entry = (
@@ -158,6 +162,7 @@ class LoadTable:
         self, replica: Replica, since: float | None = None, patience: Patience | None = None
     ) -> Lease | None:
         """Wait behind those whose turn has not come, or (`since`) where one stood before."""
+        self._check_open()
         line = self._turns.line_of(replica)
         return await self._stand_in(line, replica.model, None, patience, since)
 
@@ -190,8 +195,16 @@ class LoadTable:
 
         Raises Refusal.
         """
+        self._check_open()
         self._registry.ledger.failures.pop((placement.node, model), None)
-        entry = self._entries.get(model) or self._load(placement, model)
+        entry = self._entries.get(model)
+        if entry is None:
+            late = self._loads.get(model)
+            entry = (
+                self._load(placement, model)
+                if late is None
+                else self._watch(Wait(model, "loading", late.node))
+            )
         node = entry.node
         lease = await self._stand_in(entry.line, model, entry, None)
         if lease is not None:
@@ -216,26 +229,34 @@ class LoadTable:
         )
         if entry.job is not None:
             entry.job.cancel()
-        await self._clients[entry.node].unload(UnloadRequest(model), UNLOAD_WITHIN)
-        self._poller.nudge(entry.node)
+        try:
+            await self._clients[entry.node].unload(UnloadRequest(model), UNLOAD_WITHIN)
+        finally:
+            # Not before: a load that is begun meanwhile would be unloaded.
+            self._settle(entry)
+            self._poller.nudge(entry.node)
         return entry.node
 
     async def close(self) -> None:
         """Tell the waiters at once. The loads themselves are left to their nodes."""
-        refusal = Refusal(
-            errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment."
-        )
+        self._is_closed = True
         for _, line in self._lines():
-            line.refuse(refusal)
+            line.refuse(_shutting_down())
         self._entries.clear()
         self._turns.close()
         await self._tasks.close()
+
+    def _check_open(self) -> None:
+        """Those who wake up while we close must not begin to wait again: nobody would end it."""
+        if self._is_closed:
+            raise _shutting_down()
 
     # Jobs.
 
     def _load(self, placement: Placement, model: str) -> Entry:
         entry = Entry(model, placement.node, now() + self._timeout, is_ours=True)
         entry.epoch = self._registry.snapshot.nodes[placement.node].epoch
+        self._loads[model] = entry
         self._registry.ledger.loading[model] = placement.node
         return self._spawn(entry, self._do_load(entry, placement))
 
@@ -253,12 +274,17 @@ class LoadTable:
         return entry
 
     def _job_is_over(self, entry: Entry) -> None:
-        self._late.discard(entry)
-        loading = self._registry.ledger.loading
-        if entry.is_ours and loading.get(entry.model) == entry.node:
-            del loading[entry.model]
+        if entry.state is not State.CANCELLED:
+            self._settle(entry)
         if not entry.has_ended:  # it crashed: whoever waits must not pay for that
             self._end(entry, Event.FAULT)
+
+    def _settle(self, entry: Entry) -> None:
+        """Its node is not at it any more: those who watch it decide again."""
+        if self._loads.get(entry.model) is entry:
+            del self._loads[entry.model]
+            del self._registry.ledger.loading[entry.model]
+            self._registry.wake()
 
     async def _do_load(self, entry: Entry, placement: Placement) -> None:
         model, node = entry.model, placement.node
@@ -292,7 +318,7 @@ class LoadTable:
         took = now() - entry.began
         log.info("loaded %r on %s in %.1f s", model, node, took)
         self._registry.ledger.failures.pop((node, model), None)
-        self._registry.ledger.loading.pop(model, None)
+        self._settle(entry)
         self._registry.tell(node, model, LOADED)
         self._metrics.child(self._metrics.loads, model, node, "ok").inc()
         self._metrics.child(self._metrics.load_duration, model).observe(took)
@@ -307,7 +333,7 @@ class LoadTable:
         count = before.count + 1 if before else 1
         pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
         failures[node, model] = Failure(words, now() + pause, count)
-        self._registry.ledger.loading.pop(model, None)
+        self._settle(entry)
         self._metrics.child(self._metrics.loads, model, node, "failed").inc()
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
         self._events.tell("load_failed", node=node, model=model, message=words)
@@ -358,13 +384,14 @@ class LoadTable:
         while True:
             await asyncio.sleep(TICK)
             moment = now()
-            for entry in [*self._entries.values(), *self._late]:
+            late = [entry for entry in self._loads.values() if entry.has_ended]
+            for entry in [*self._entries.values(), *late]:
                 self._look_at(entry, moment)
             self._turns.look(moment, self._timeout)
 
     def _look_at(self, entry: Entry, moment: float) -> None:
         node = self._registry.snapshot.nodes.get(entry.node or "")
-        if node is not None and entry.state is State.LOADING:
+        if node is not None and entry.state in _AT_IT:
             info = node.models.get(entry.model)
             if info is not None and info.progress is not None:
                 progress = (info.progress.stage, info.progress.fraction)
@@ -377,15 +404,16 @@ class LoadTable:
                         stage=entry.stage,
                         fraction=entry.fraction,
                     )
-        if entry.is_ours and entry.job is not None and not entry.job.done():
+        if entry.is_ours and entry.state in _AT_IT:
             if node is None or node.epoch != entry.epoch:
                 self._give_up(entry, "the node restarted in the middle of it")
             elif entry.fraction is not None and moment - entry.moved >= STALL:
                 self._give_up(entry, f"it stands still at {entry.fraction:.0%}")
-            elif entry in self._late and _is_loaded(node, entry.model):
+            elif entry.has_ended and _is_loaded(node, entry.model):
                 self._succeed(entry)
-                entry.job.cancel()
-            elif entry in self._late and not node.healthy:
+                if entry.job is not None:
+                    entry.job.cancel()
+            elif entry.has_ended and not node.healthy:
                 self._give_up(entry, f"the node is down: {node.trouble}")
         if not entry.has_ended and moment >= entry.deadline:
             self._be_late(entry)
@@ -408,7 +436,6 @@ class LoadTable:
             return
         log.warning("loading %r on %s takes over %g s", model, node, self._timeout)
         self._metrics.child(self._metrics.loads, model, node or "", "timeout").inc()
-        self._late.add(entry)
         self._end(entry, Event.LATE, still_loading(model, node))
 
     def _recovers(self, model: str) -> bool:
@@ -423,6 +450,10 @@ class LoadTable:
 def _is_loaded(node: Node, model: str) -> bool:
     info = node.models.get(model)
     return info is not None and info.status == LOADED
+
+
+def _shutting_down() -> Refusal:
+    return Refusal(errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment.")
 
 
 def _recovering(model: str, node: str | None) -> Refusal:

@@ -88,7 +88,7 @@ class Registry:
         """Stop waiting for nodes that have not answered their first poll."""
         if not self.snapshot.settled:
             self.snapshot = msgspec.structs.replace(self.snapshot, settled=True)
-            self._wake()
+            self.wake()
 
     def replica(self, node: str, model: str) -> Replica | None:
         """The model on that node, as routing sees it now."""
@@ -115,9 +115,10 @@ class Registry:
             or after.settled != before.settled
             or _is_routed_otherwise(before.nodes[node.name], node)
         ):
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Something that routing reads has changed, here or in the ledger."""
         # The present waiters wake; later ones wait for the next change.
         self._changed.set()
         self._changed = asyncio.Event()

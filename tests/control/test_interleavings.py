@@ -1,0 +1,155 @@
+"""In whatever order things happen: nobody waits for ever, one load at a time, nothing is left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cortexd.config.catalogue import Profile
+from tests.control.world import (
+    Answer,
+    Ask,
+    Cancel,
+    Close,
+    Leave,
+    Operate,
+    Pass,
+    Poll,
+    Serves,
+    Setting,
+    Step,
+    Turn,
+    play,
+)
+
+PROFILES = (Profile("m"), Profile("n", pinned_on=("b", "a")))
+MODELS = st.sampled_from(["m", "m", "n", "stray"])  # a stray one is in no catalogue
+LISTED = st.sampled_from([profile.id for profile in PROFILES])
+NODES = st.sampled_from(["a", "b"])
+STATUS = st.sampled_from(
+    ["loaded", "loaded", "unloaded", "loading", "reloading", "recovering", "failed"]
+)
+WHICH = st.integers(0, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> Iterator[None]:
+    """Thousands of fleets have a lot to say."""
+    logger = logging.getLogger("cortexd.control")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(before)
+
+
+ASKS = st.builds(
+    Ask, MODELS, hold=st.sampled_from([0, 0.2, 3, 60]), busy=st.booleans(), served=st.booleans()
+)
+POLLS = st.builds(
+    Poll,
+    NODES,
+    status=st.dictionaries(MODELS, STATUS, max_size=3).map(lambda known: tuple(known.items())),
+    fraction=st.sampled_from([None, 0.1, 0.2]),
+    age=st.sampled_from([0, 0, 0.3, 3]),
+    fails=st.sampled_from([False] * 4 + [True]),
+    restarted=st.sampled_from([False] * 5 + [True]),
+    servable=st.sampled_from([True] * 5 + [False]),
+)
+EVENTS: st.SearchStrategy[Step] = st.one_of(
+    ASKS,
+    ASKS,
+    st.builds(Leave, WHICH),
+    st.builds(
+        Answer, WHICH, st.sampled_from(["loaded", "loaded", "loading", "loading", 400, 500, "lost"])
+    ),
+    POLLS,
+    POLLS,
+    st.builds(Serves, NODES, st.sampled_from([200, 200, 404, 500]), st.sampled_from([0, 0.1, 2])),
+    st.builds(Operate, LISTED, NODES),
+    st.builds(Cancel, LISTED),
+    st.just(Close()),
+)
+PAUSES: st.SearchStrategy[Step | None] = st.sampled_from(
+    [None, None, Turn(1), Turn(2), Turn(3), Turn(5)]
+    + [Pass(seconds) for seconds in (0, 0, 0, 0.1, 0.6, 0.6, 16, 45, 301)]
+)
+STEPS = st.lists(st.tuples(EVENTS, PAUSES), max_size=40).map(
+    lambda pairs: [step for pair in pairs for step in pair if step is not None]
+)
+TAKES = st.sampled_from([None, (1, 0), (1, 1), (2, 1)])
+SETTINGS = st.builds(
+    Setting,
+    profiles=st.just(PROFILES),
+    takes=st.tuples(TAKES, TAKES).map(lambda takes: (("a", takes[0]), ("b", takes[1]))),
+    timeout=st.sampled_from([5, 40, 40, 320]),
+    max_waiting=st.sampled_from([1, 3, 1000]),
+    polled=st.sampled_from([True, True, True, False]),
+)
+common = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@settings(common, max_examples=150)
+@given(SETTINGS, STEPS)
+def test_every_wait_ends_and_nothing_is_left(setting: Setting, steps: list[Step]) -> None:
+    play(*steps, setting=setting)
+
+
+@pytest.mark.soak
+@settings(common, max_examples=20_000)
+@given(SETTINGS, STEPS)
+def test_every_wait_ends_and_nothing_is_left_for_long(setting: Setting, steps: list[Step]) -> None:
+    play(*steps, setting=setting)
+
+
+def test_a_quiet_world_has_nothing_to_complain_of() -> None:
+    world = play(Ask("m"), Pass(), Answer(), Pass(), Ask("m", hold=3), Pass(1))
+    assert world.ended == ["served by a", "served by a"]
+
+
+def test_who_comes_while_the_gateway_closes_is_told_so_and_loads_nothing() -> None:
+    world = play(Close(), Ask("m"), Pass(), Operate("m", "a"), Pass())
+    assert world.ended == ["shutting_down", "shutting_down"]
+    assert not world.loads
+
+
+def test_who_decides_again_while_the_gateway_closes_begins_no_other_wait() -> None:
+    world = play(Ask("m"), Pass(), Answer(how=500), Turn(2), Close(), Pass())
+    assert world.ended == ["shutting_down"]
+    assert world.loads == {("a", "m"): 1}
+
+
+def test_an_operator_joins_a_load_that_is_past_its_bound() -> None:
+    world = play(Ask("m"), Pass(41), Operate("m", "a"), Pass(), Answer(), Pass())
+    assert world.ended == ["model_loading", "operated"]
+    assert world.loads == {("a", "m"): 1}
+
+
+def test_who_watches_a_late_load_decides_again_as_soon_as_it_has_failed() -> None:
+    setting = Setting(takes=(("a", None),))
+    world = play(Ask("m"), Pass(41), Ask("m"), Pass(), Answer(how=500), Pass(), setting=setting)
+    assert world.ended == ["model_loading", "cold_load_failed"]
+
+
+def test_nothing_is_loaded_where_a_cancelled_load_is_still_unloaded() -> None:
+    world = play(
+        Ask("m"), Serves("a", takes=2), Pass(), Cancel("m"), Turn(2), Ask("m"), Pass(3), Answer()
+    )
+    assert world.ended == ["cold_load_failed", "cancelled", "served by a"]
+    assert world.loads == {("a", "m"): 2}
+
+
+def test_a_load_past_its_bound_that_still_moves_is_not_given_up() -> None:
+    moves = [
+        step
+        for percent in range(1, 8)
+        for step in (Poll("a", (("m", "loading"),), fraction=percent / 10), Pass(100))
+    ]
+    world = play(Ask("m"), Pass(), *moves, Ask("m"), Pass(), Answer(), Pass())
+    assert world.ended == ["model_loading", "served by a"]
+    assert world.loads == {("a", "m"): 1}
