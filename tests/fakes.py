@@ -65,7 +65,7 @@ class FakeNeuron:
     @asynccontextmanager
     async def running(self):
         app = web.Application(handler_args={"handler_cancellation": True}, client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._handle)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._handle)
         runner = web.AppRunner(
             app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from cortexd.control.dispatch import RouteDecision
 from cortexd.control.registry import Registry
 from cortexd.daemon.access import AccessLine
+from cortexd.errors import Refusal
 from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import OTHER, Metrics
 
@@ -56,6 +57,10 @@ class Accounting:
     def retried(self, reason: str) -> None:
         """Another attempt follows."""
         self._metrics.child(self._metrics.upstream_retries, reason).inc()
+
+    def refused(self, refusal: Refusal) -> None:
+        """It was refused on a stream that was open already."""
+        self._metrics.child(self._metrics.refusals, refusal.kind.code).inc()
 
     def ended(self, inbound: Inbound) -> None:
         """The request is over."""

@@ -66,7 +66,8 @@ class KeepAlive:
 
     def fail(self, refusal: Refusal) -> None:
         """End a stream that was opened here; nobody may take it for a whole answer."""
-        self._splice.say(last_words(refusal, self._inbound.path, self._inbound.request_id))
+        inbound = self._inbound
+        self._splice.say(last_words(refusal, inbound.path, inbound.request_id, number=self._said))
         self._splice.end()
 
     def _begin(self) -> None:

@@ -74,10 +74,11 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
     return response
 
 
-def last_words(refusal: Refusal, path: str, request_id: str) -> bytes:
+def last_words(refusal: Refusal, path: str, request_id: str, *, number: int = 0) -> bytes:
     """How a broken event stream ends in the words of its dialect: never as if it were whole.
 
-    The blank line before ends an event that broke off in the middle.
+    The blank line before ends an event that broke off in the middle. number: of the event, where
+    they are numbered.
     """
     if dialect_of(path) == "anthropic":
         return b"\n\nevent: error\ndata: %b\n\n" % envelope(refusal, "anthropic", request_id)
@@ -85,7 +86,8 @@ def last_words(refusal: Refusal, path: str, request_id: str) -> bytes:
         failed = openai.ResponseFailed(
             openai.FailedResponse(
                 f"resp_{request_id}", openai.ResponseError(refusal.kind.code, refusal.message)
-            )
+            ),
+            sequence_number=number,
         )
         return b"\n\nevent: response.failed\ndata: %b\n\n" % msgspec.json.encode(failed)
     return b"\n\ndata: %b\n\n" % envelope(refusal, "openai", request_id)

@@ -70,6 +70,7 @@ class Relay:
             inbound.code = refusal.kind.code
             if splice is None or alive is None or not splice.is_open:
                 raise
+            self._accounting.refused(refusal)
             alive.fail(refusal)
             return splice.response()
         except asyncio.CancelledError:
