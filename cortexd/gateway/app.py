@@ -28,6 +28,7 @@ from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import MODELS, Admin
+from cortexd.gateway.events import stream_events
 from cortexd.gateway.face import Face, Methods, as_json, read
 from cortexd.gateway.health import condition
 from cortexd.gateway.inbound import Inbound
@@ -36,7 +37,6 @@ from cortexd.gateway.listeners import open_listener, spelt
 from cortexd.gateway.openai import ModelBook
 from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.gateway.relay import Relay
-from cortexd.gateway.stream import stream_events
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
 from cortexd.proxy.door import DoorServer
