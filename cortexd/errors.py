@@ -30,11 +30,15 @@ INVALID_JSON = Kind("invalid_json", 400)
 MISSING_MODEL = Kind("missing_model", 400)
 INVALID_VALUE = Kind("invalid_value", 400)
 BAD_REQUEST = Kind("bad_request", 400)
+FORBIDDEN_HOST = Kind("forbidden_host", 403)
 UNKNOWN_ROUTE = Kind("unknown_route", 404)
+UNKNOWN_NODE = Kind("unknown_node", 404)
 METHOD_NOT_ALLOWED = Kind("method_not_allowed", 405)
+BUSY = Kind("busy", 409)
 REQUEST_TOO_LARGE = Kind("request_too_large", 413)
 URI_TOO_LONG = Kind("uri_too_long", 414)
 UNSUPPORTED_ENCODING = Kind("unsupported_encoding", 415)
+UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415)
 HEAD_TOO_LARGE = Kind("head_too_large", 431)
 
 # Where a model could be, and why it is not there. `fleet.routing` checks these in this order.
@@ -46,13 +50,13 @@ MODEL_NOT_FOUND = Kind("model_not_found", 404)
 NO_FEASIBLE_NEURON = Kind("no_feasible_neuron", 503, should_retry=False)
 COLD_LOAD_FAILED = Kind("cold_load_failed", 502)  # Retry-After: what is left of the back-off
 MODEL_LOADING = Kind("model_loading", 503, 10)
+UNLOAD_FAILED = Kind("unload_failed", 502)
 LOAD_QUEUE_FULL = Kind("load_queue_full", 503, 5)
 ENDPOINT_RESOLVE_FAILED = Kind("endpoint_resolve_failed", 502, 2)
 ENDPOINT_REFUSED = Kind("endpoint_refused", 502)
 UPSTREAM_FAILED = Kind("upstream_failed", 502, 1)
 UPSTREAM_TIMEOUT = Kind("upstream_timeout", 504, 1)
 UPSTREAM_INTERRUPTED = Kind("upstream_interrupted", 502)  # said at the end of a broken stream
-OVERLOADED = Kind("overloaded", 503, 1)
 
 # Our own limits and mistakes.
 OVERLOADED = Kind("overloaded", 503, 1)

@@ -49,6 +49,7 @@ class FakeNeuron:
         self.release = asyncio.Event()
         self.release.set()
         self.load_answer: Callable[[dict[str, Any]], Awaitable[web.Response]] = self._load
+        self.unload_answer: Callable[[dict[str, Any]], web.Response] = self._unload
         self.endpoint_answer: Callable[[str], web.Response] = self._endpoint
         self.infer: Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]] = (
             self._infer
@@ -95,6 +96,8 @@ class FakeNeuron:
             return web.json_response({"error": "unauthorized"}, status=401)
         if request.method == "POST" and path == "/models/load":
             return await self.load_answer(body)
+        if request.method == "POST" and path == "/models/unload":
+            return self.unload_answer(body)
         if request.method == "POST":
             self.inference.append(body or {})
             self.inference_bodies.append(raw)
@@ -122,6 +125,10 @@ class FakeNeuron:
         await self.release.wait()
         self.models[body["model_id"].rpartition(":")[2]] = LOADED
         return web.json_response({"status": "loaded"})
+
+    def _unload(self, body: dict[str, Any]) -> web.Response:
+        self.models[body["model_id"]] = UNLOADED
+        return web.json_response({"status": "unloaded"})
 
     def _endpoint(self, model: str) -> web.Response:
         if model not in self.models:

@@ -41,7 +41,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: cortexd demo --once --port 8090",
     )
     parser.add_argument("--once", action="store_true", help="leave after the answers")
-    parser.add_argument("--port", type=int, default=8080, help="the gateway's (default: 8080)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8080,
+        help="the gateway's; operators have the next one (default: 8080)",
+    )
     parser.add_argument(
         "--neuron-ports",
         type=int,
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from cortexd.cli import samples
     from cortexd.cli.processes import ProcessDied
 
-    taken = [port for port in (args.port, *args.neuron_ports) if not _is_free(port)]
+    taken = [port for port in (args.port, args.port + 1, *args.neuron_ports) if not _is_free(port)]
     if taken:
         print(
             f"Port {taken[0]} is in use. Choose others, for example:\n"
@@ -125,7 +130,7 @@ async def _show(args: argparse.Namespace, place: Path, keys: list[str]) -> None:
             if "minilm-l6-v2" in files:
                 await _embed(session, "minilm-l6-v2")
         if not args.once:
-            _say(_next_commands(base))
+            _say(_next_commands(base, f"http://{HOST}:{args.port + 1}"))
             while True:
                 processes.check()
                 await asyncio.sleep(0.5)
@@ -162,7 +167,10 @@ def _write_configuration(args: argparse.Namespace, place: Path, files: dict[str,
         "north": neuron(ports["north"], []),
         "south": neuron(ports["south"], known),
         "cortex": {
-            "gateway": {"listen": f"{HOST}:{args.port}"},
+            "gateway": {
+                "listen": f"{HOST}:{args.port}",
+                "admin_listen": f"{HOST}:{args.port + 1}",
+            },
             "neurons": [
                 {"name": name, "endpoint": f"http://{HOST}:{port}"} for name, port in ports.items()
             ],
@@ -318,7 +326,7 @@ async def _waiting() -> AsyncIterator[Callable[[], None]]:
         await tasks.close()
 
 
-def _next_commands(base: str) -> str:
+def _next_commands(base: str, admin: str) -> str:
     body = (
         f'{{"model":"{COLD}","stream":true,"stream_options":{{"include_usage":true}},'
         f'"messages":[{{"role":"user","content":"{QUESTION}"}}]}}'
@@ -329,6 +337,8 @@ def _next_commands(base: str) -> str:
   curl -s {base}/v1/models
   curl -s {base}/metrics | grep -E 'cold_starts|tokens_total'
   curl -s {base}/v1/chat/completions -d '{{"model":"nobody","messages":[]}}'
+  {sys.executable} -m cortexd unload {COLD} --url {admin}
+  {sys.executable} -m cortexd load {COLD} --url {admin}
 
 or with any OpenAI client: base_url="{base}/v1", api_key="none", model="{COLD}" (or "small")."""
 

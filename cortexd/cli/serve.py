@@ -63,18 +63,17 @@ async def _serve(config: Config, tokens: dict[str, str], tls: ssl.SSLContext | N
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.gateway.app import Gateway
+    from cortexd.gateway.listeners import CantListen
     from cortexd.proxy.listen import TooFewDescriptors
 
     gateway = Gateway(config, tokens=tokens, tls=tls, access=AccessLog(sys.stderr))
     try:
         await gateway.start()
-    except OSError as error:
-        print(f"cortexd: can't listen on {config.gateway.listen}: {error}", file=sys.stderr)
-        return 1
-    except TooFewDescriptors as error:
+    except (CantListen, TooFewDescriptors) as error:
         print(f"cortexd: {error}", file=sys.stderr)
         return 1
     log.info("listening on http://%s:%d, %d nodes", *gateway.address, len(config.neurons))
+    log.info("operators: %s", gateway.admin_address or "nowhere, since admin_listen is empty")
     loop.settle()
     notify.send("READY=1")
     signal = await wait_for_stop()

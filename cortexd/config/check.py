@@ -11,7 +11,7 @@ import msgspec
 
 from cortexd.config import gateway, neuron
 from cortexd.config.address import ALLOWED as AN_ADDRESS
-from cortexd.config.address import parse_listen
+from cortexd.config.address import parse_listen, unix_path
 from cortexd.config.decode import Problem, did_you_mean, quoted
 from cortexd.config.lines import KeyPath
 from cortexd.config.source import load
@@ -38,6 +38,7 @@ def load_neuron(path: Path, environ: Mapping[str, str] = os.environ) -> neuron.C
 
 def _gateway_problems(config: gateway.Config) -> Iterator[Problem]:
     yield from _listen(("gateway", "listen"), config.gateway.listen)
+    yield from _admin_listen(config.gateway.admin_listen)
     if config.gateway.metrics_listen is not None:
         yield from _listen(("gateway", "metrics_listen"), config.gateway.metrics_listen)
     if config.gateway.max_buffered < config.gateway.max_body:
@@ -95,6 +96,15 @@ def _listen(key: KeyPath, listen: str) -> Iterator[Problem]:
         parse_listen(listen)
     except ValueError:
         yield Problem(key, f"found {quoted(listen)}", AN_ADDRESS)
+
+
+def _admin_listen(listen: str) -> Iterator[Problem]:
+    try:
+        if listen and unix_path(listen) is None:
+            parse_listen(listen)
+    except ValueError:
+        allowed = f'{AN_ADDRESS}; or "unix:/path"; or "" for nowhere'
+        yield Problem(("gateway", "admin_listen"), f"found {quoted(listen)}", allowed)
 
 
 def _names(table: str, field: str, names: Iterable[str]) -> Iterator[Problem]:

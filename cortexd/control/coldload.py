@@ -28,7 +28,7 @@ from cortexd.fleet.routing import Load, Query, Serve, Wait, decide
 from cortexd.fleet.snapshot import Failure, Node, Replica
 from cortexd.metrics import Metrics
 from cortexd.nodes.client import NeuronClient, NodeError
-from cortexd.wire.neuron import LOADED, LOADING, RELOADING, UnloadRequest
+from cortexd.wire.neuron import LOADED, LOADING, RELOADING
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ LONGEST_BACKOFF: Final = 300.0
 RECOVERY_BOUND: Final = 10.0  # seconds to wait for a model that its node is rebuilding
 TICK: Final = 0.5  # seconds between two looks at deadlines and progress
 STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
-UNLOAD_WITHIN: Final = 30.0  # seconds for a node to cancel a load
 
 _AT_IT: Final = frozenset({State.LOADING, State.TIMED_OUT})  # as far as the node is concerned
 _COMING: Final = frozenset({LOADED, LOADING, RELOADING})
@@ -54,7 +53,7 @@ class Entry:
     """One load, or one watch over what others do, and those who wait for it.
 
     node: where; None while that is not known. deadline: loop time. stage, fraction: how far it is,
-        in the node's words. is_ours: we asked for it.
+        in the node's words. is_ours: we asked for it. refusal: what it ended with, if with one.
     """
 
     def __init__(self, model: str, node: str | None, deadline: float, *, is_ours: bool) -> None:
@@ -62,6 +61,7 @@ class Entry:
         self.node = node
         self.deadline = deadline
         self.is_ours = is_ours
+        self.is_cancelled = False
         self.state = State.QUEUED
         self.line = Line()
         self.began = self.moved = now()
@@ -69,6 +69,8 @@ class Entry:
         self.fraction: float | None = None
         self.epoch = 0
         self.job: asyncio.Task[None] | None = None
+        self.refusal: Refusal | None = None
+        self._over = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Entry {self.model!r} on {self.node} {self.state.value} waiting={len(self.line)}>"
@@ -81,6 +83,12 @@ class Entry:
     def happens(self, event: Event) -> None:
         """Go on to the next state. Raises IllegalTransition."""
         self.state = after(self.state, event)
+        if self.has_ended:
+            self._over.set()
+
+    async def wait_over(self) -> None:
+        """Until it has ended, whatever the end."""
+        await self._over.wait()
 
 
 class LoadTable:
@@ -148,14 +156,7 @@ class LoadTable:
         A claim on the replica where it is now resident, or None: decide again.
         Raises Refusal when the wait was in vain.
         """
-        self._check_open()
-        entry = self._entries.get(decision.model)
-        if entry is None:
-            entry = (
-                self._load(decision.placement, decision.model)
-                if isinstance(decision, Load)
-                else self._watch(decision)
-            )
+        entry = self.join(decision)
         return await self._stand_in(entry.line, decision.model, entry, patience)
 
     async def wait_turn(
@@ -188,61 +189,51 @@ class LoadTable:
             if patience is not None:
                 patience.waits_for(None)
 
-    # What operators ask for.
+    # What operators ask for (`control.operator`).
 
-    async def operate(self, placement: Placement, model: str) -> None:
-        """Load a model on a node and wait until it is there, whoever else waits for it.
+    def join(self, decision: Load | Wait) -> Entry:
+        """What is under way for a model; what the decision asks for when nothing is.
 
-        Raises Refusal.
+        Raises Refusal once the gateway is closing.
         """
         self._check_open()
-        self._registry.ledger.failures.pop((placement.node, model), None)
-        entry = self._entries.get(model)
-        if entry is None:
-            late = self._loads.get(model)
-            entry = (
-                self._load(placement, model)
-                if late is None
-                else self._watch(Wait(model, "loading", late.node))
-            )
-        node = entry.node
-        lease = await self._stand_in(entry.line, model, entry, None)
-        if lease is not None:
-            lease.release()
-        elif failed := self._registry.ledger.failures.get((node or "", model)):
-            raise Refusal(errors.COLD_LOAD_FAILED, f"{node} says {failed.message}.", retry_after=1)
+        entry = self._entries.get(decision.model)
+        if entry is not None:
+            return entry
+        if isinstance(decision, Load):
+            return self._load(decision.placement, decision.model)
+        return self._watch(decision)
 
-    async def cancel(self, model: str) -> str | None:
-        """End a load of ours that is under way; the node it was on. Raises NodeError."""
-        entry = self._entries.get(model)
-        if entry is None or not entry.is_ours or entry.node is None:
-            return None
-        log.warning("the load of %r on %s is cancelled by an operator", model, entry.node)
-        self._end(
-            entry,
-            Event.CANCEL,
-            Refusal(
-                errors.COLD_LOAD_FAILED,
-                f"The load of {model!r} was cancelled by an operator; ask for it again.",
-                retry_after=1,
-            ),
-        )
+    def ours(self, model: str) -> Entry | None:
+        """A load of ours that its node may still be at, past its bound or not."""
+        return self._loads.get(model)
+
+    def cancel(self, entry: Entry) -> None:
+        """Have nothing more to do with a load; its node is to be told by the caller."""
+        model, node = entry.model, entry.node or ""
+        entry.is_cancelled = True
+        log.warning("the load of %r on %s is cancelled by an operator", model, node)
+        self._metrics.child(self._metrics.loads, model, node, "cancelled").inc()
+        self._events.tell("load_failed", node=node, model=model, message="cancelled by an operator")
+        if not entry.has_ended:
+            words = f"The load of {model!r} was cancelled by an operator; ask for it again."
+            refusal = Refusal(errors.COLD_LOAD_FAILED, words, retry_after=1)
+            self._end(entry, Event.CANCEL, refusal)
         if entry.job is not None:
             entry.job.cancel()
-        try:
-            await self._clients[entry.node].unload(UnloadRequest(model), UNLOAD_WITHIN)
-        finally:
-            # Not before: a load that is begun meanwhile would be unloaded.
-            self._settle(entry)
-            self._poller.nudge(entry.node)
-        return entry.node
+
+    def forget(self, entry: Entry) -> None:
+        """A load that was cancelled is gone from its node, too. Not before: one that is begun
+        meanwhile would be unloaded."""
+        self._settle(entry)
 
     async def close(self) -> None:
         """Tell the waiters at once. The loads themselves are left to their nodes."""
         self._is_closed = True
-        for _, line in self._lines():
+        for entry in list(self._entries.values()):
+            self._end(entry, Event.CANCEL, _shutting_down())
+        for _, line in self._turns.lines():
             line.refuse(_shutting_down())
-        self._entries.clear()
         self._turns.close()
         await self._tasks.close()
 
@@ -274,7 +265,7 @@ class LoadTable:
         return entry
 
     def _job_is_over(self, entry: Entry) -> None:
-        if entry.state is not State.CANCELLED:
+        if not entry.is_cancelled:
             self._settle(entry)
         if not entry.has_ended:  # it crashed: whoever waits must not pay for that
             self._end(entry, Event.FAULT)
@@ -367,6 +358,7 @@ class LoadTable:
 
     def _end(self, entry: Entry, event: Event, refusal: Refusal | None = None) -> None:
         """Refuse those who wait, or have them decide again."""
+        entry.refusal = refusal
         entry.happens(event)
         self._drop(entry)
         if refusal is not None:
@@ -404,7 +396,7 @@ class LoadTable:
                         stage=entry.stage,
                         fraction=entry.fraction,
                     )
-        if entry.is_ours and entry.state in _AT_IT:
+        if entry.is_ours and entry.state in _AT_IT and not entry.is_cancelled:
             if node is None or node.epoch != entry.epoch:
                 self._give_up(entry, "the node restarted in the middle of it")
             elif entry.fraction is not None and moment - entry.moved >= STALL:

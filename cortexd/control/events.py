@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Literal
 
@@ -35,7 +35,7 @@ class Events:
     """The stream of events. Nothing is kept: a listener hears what comes after it has joined."""
 
     def __init__(self) -> None:
-        self._listeners: set[asyncio.Queue[FleetEvent | None]] = set()
+        self._listeners: dict[asyncio.Queue[FleetEvent | None], Callable[[], None]] = {}
 
     def tell(
         self,
@@ -61,14 +61,17 @@ class Events:
                 self._let_go(queue)
 
     @contextmanager
-    def listening(self) -> Iterator[asyncio.Queue[FleetEvent | None]]:
-        """A queue of what happens while the block runs; None is the end."""
+    def listening(self, let_go: Callable[[], None]) -> Iterator[asyncio.Queue[FleetEvent | None]]:
+        """A queue of what happens while the block runs; None is the end.
+
+        let_go: called when None is put in, for who may not get to read it.
+        """
         queue: asyncio.Queue[FleetEvent | None] = asyncio.Queue(BACKLOG)
-        self._listeners.add(queue)
+        self._listeners[queue] = let_go
         try:
             yield queue
         finally:
-            self._listeners.discard(queue)
+            self._listeners.pop(queue, None)
 
     def close(self) -> None:
         """Let every listener go."""
@@ -76,7 +79,8 @@ class Events:
             self._let_go(queue)
 
     def _let_go(self, queue: asyncio.Queue[FleetEvent | None]) -> None:
-        self._listeners.discard(queue)
+        let_go = self._listeners.pop(queue)
         if queue.full():
             queue.get_nowait()
         queue.put_nowait(None)
+        let_go()

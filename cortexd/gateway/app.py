@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import aiohttp
-import msgspec
 from aiohttp import web
 
-from cortexd import __version__, errors
-from cortexd.config.address import parse_listen
+from cortexd import __version__
 from cortexd.config.gateway import Config
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
+from cortexd.control.operator import Operator
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
 from cortexd.daemon.access import AccessLog
@@ -28,9 +27,13 @@ from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Node
 from cortexd.gateway.accounting import Accounting
+from cortexd.gateway.admin import MODELS, Admin
+from cortexd.gateway.events import stream_events
+from cortexd.gateway.face import Face, Methods, as_json, read
 from cortexd.gateway.health import condition
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import new_request_id, request_id
+from cortexd.gateway.listeners import open_listener, spelt
 from cortexd.gateway.openai import ModelBook
 from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.gateway.relay import Relay
@@ -38,11 +41,7 @@ from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
 from cortexd.proxy.door import DoorServer
 from cortexd.proxy.exchange import Exchange
-from cortexd.proxy.listen import Listener, connection_cap, listen
-
-log = logging.getLogger(__name__)
-
-Handler = Callable[[Inbound], Awaitable[web.StreamResponse]]
+from cortexd.proxy.listen import Listener, connection_cap
 
 INFERENCE_PATHS = (
     "/v1/chat/completions",
@@ -64,12 +63,14 @@ INFERENCE_PATHS = (
     "/detokenize",
 )
 PATIENCE = 5.0  # seconds by which a wait may be past its bound before something must be wrong
-METRICS_CONNECTIONS = 32  # on a listener of their own; within what `listen` reserves
+FEW_CONNECTIONS = 32  # on each listener but the main one; within what that leaves
 MODEL_PREFIX = "/v1/models/"
 
 
 class Gateway:
     """One gateway. `start` opens its listeners, `close` ends it; `address` is where it listens.
+
+    admin_address: where operators reach it, as host:port or unix:/path; "": nowhere.
 
     tokens: node → the bearer token of its neuron. tls: for https; None: the system's certificates.
     access: takes the access log.
@@ -87,15 +88,15 @@ class Gateway:
         self._tls = tls
         self._access = access
         self._tokens = dict(tokens or {})
-        self._routes: dict[str, dict[str, Handler]] = {}
         self._ready = False
         self._listeners: list[Listener] = []
         self.address: tuple[str, int] = ("", 0)
+        self.admin_address = ""
 
     async def start(self) -> None:
         """Build everything, open the listeners, start polling.
 
-        Raises OSError on a taken port, TooFewDescriptors.
+        Raises CantListen (on a taken port, for instance), TooFewDescriptors.
         """
         config = self._config
         max_connections = connection_cap()
@@ -130,6 +131,9 @@ class Gateway:
             timeout=config.loading.timeout,
             max_waiting=config.loading.max_waiting,
         )
+        self._operator = Operator(
+            self.registry, self.table, clients, self._poller, timeout=config.loading.timeout
+        )
         self._endpoints = Endpoints(
             self.registry,
             clients,
@@ -156,13 +160,8 @@ class Gateway:
                 time.monotonic,
             )
         )
-        self._add_routes()
         try:
-            self.address = await self._listen(config.gateway.listen, self._handle, max_connections)
-            if config.gateway.metrics_listen is not None:
-                await self._listen(
-                    config.gateway.metrics_listen, self._handle_metrics, METRICS_CONNECTIONS
-                )
+            await self._open_listeners(max_connections)
         except OSError:
             await self.close()
             raise
@@ -179,6 +178,7 @@ class Gateway:
         await self.table.close()
         self._events.close()
         await asyncio.gather(*(listener.close() for listener in self._listeners))
+        await self._operator.close()
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
@@ -186,20 +186,54 @@ class Gateway:
             self._access.flush()
         await self._resolver.close()
 
+    async def _open_listeners(self, max_connections: int) -> None:
+        settings = self._config.gateway
+        inference = {path: {"POST": self._relay.serve} for path in INFERENCE_PATHS}
+        metrics = {"/metrics": read(self._metrics)}
+        reads: dict[str, Methods] = {
+            "/": read(self._front),
+            "/health": read(self._health),
+            "/ready": read(self._readiness),
+            "/version": read(self._version),
+            "/v1/models": read(self._list_models),
+            "/api/events": {"GET": self._stream},
+        }
+        cards = {MODEL_PREFIX: read(self._one_model)}
+        main = inference | reads | (metrics if settings.metrics_listen is None else {})
+        listener = await self._listen("listen", settings.listen, main, cards, max_connections)
+        self.address = listener.address
+        if settings.metrics_listen is not None:
+            await self._listen("metrics_listen", settings.metrics_listen, metrics)
+        if settings.admin_listen:
+            admin = Admin(self._operator, settings.admin_listen)
+            listener = await self._listen(
+                "admin_listen",
+                settings.admin_listen,
+                reads | metrics,
+                cards | {MODELS: {"POST": admin.operate}},
+            )
+            self.admin_address = spelt(listener.address)
+
     async def _listen(
         self,
+        key: str,
         where: str,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        max_connections: int,
-    ) -> tuple[str, int]:
+        paths: Mapping[str, Methods],
+        prefixes: Mapping[str, Methods] = MappingProxyType({}),
+        max_connections: int = FEW_CONNECTIONS,
+    ) -> Listener:
         settings = self._config.gateway
         server = DoorServer(
-            handler, self._refuse, max_body=settings.max_body, max_connections=max_connections
+            Face(self.metrics, paths, prefixes).handle,
+            self._refuse,
+            max_body=settings.max_body,
+            max_connections=max_connections,
         )
-        timeout = settings.shutdown_timeout
-        listener = await listen(server, *parse_listen(where), shutdown_timeout=timeout)
+        listener = await open_listener(
+            server, key, where, shutdown_timeout=settings.shutdown_timeout
+        )
         self._listeners.append(listener)
-        return listener.address
+        return listener
 
     def _refuse(self, request: web.BaseRequest | None, kind: Kind, words: str) -> web.Response:
         """The answer to what never becomes a request of ours."""
@@ -209,65 +243,11 @@ class Gateway:
             return answer(refusal, "openai", new_request_id())
         return answer(refusal, dialect_of(request.path), request_id(request))
 
-    def _add_routes(self) -> None:
-        for path in INFERENCE_PATHS:
-            self._routes[path] = {"POST": self._relay.serve}
-        reads: dict[str, Handler] = {
-            "/": self._front,
-            "/health": self._health,
-            "/ready": self._readiness,
-            "/version": self._version,
-            "/v1/models": self._list_models,
-        }
-        if self._config.gateway.metrics_listen is None:
-            reads["/metrics"] = self._metrics
-        for path, handler in reads.items():
-            self._routes[path] = {"GET": handler, "HEAD": handler}
-
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        path = request.rel_url.path
-        inbound = Inbound(request, path, request_id(request), dialect_of(path), time.monotonic())
-        try:
-            return await self._route(inbound)(inbound)
-        except Refusal as refused:
-            refusal = refused
-        except Exception:
-            if request.writer.output_size:
-                raise  # an error must not land among the bytes of an answer: the door cuts it
-            log.exception("request %s failed", inbound.request_id)
-            refusal = Refusal(
-                errors.INTERNAL_ERROR,
-                f"The gateway failed; its log has the details under {inbound.request_id}.",
-            )
-        self.metrics.child(self.metrics.refusals, refusal.kind.code).inc()
-        return answer(refusal, inbound.dialect, inbound.request_id)
-
-    async def _handle_metrics(self, request: web.BaseRequest) -> web.StreamResponse:
-        inbound = Inbound(request, request.path, request_id(request), "openai", time.monotonic())
-        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
-            return await self._metrics(inbound)
-        return answer(_unknown_route(inbound), "openai", inbound.request_id)
-
-    def _route(self, inbound: Inbound) -> Handler:
-        """Default-deny: only what the table lists is a route."""
-        methods = self._routes.get(inbound.path)
-        if methods is None and inbound.path.startswith(MODEL_PREFIX):
-            methods = {"GET": self._one_model, "HEAD": self._one_model}
-        if methods is None:
-            raise _unknown_route(inbound)
-        handler = methods.get(inbound.request.method)
-        if handler is None:
-            allowed = ", ".join(methods)
-            raise Refusal(
-                errors.METHOD_NOT_ALLOWED, f"{inbound.path} takes {allowed}; use one of these."
-            )
-        return handler
-
     async def _front(self, inbound: Inbound) -> web.Response:
-        return _json(inbound, {"name": "cortexd", "version": __version__, "models": "/v1/models"})
+        return as_json(inbound, {"name": "cortexd", "version": __version__, "models": "/v1/models"})
 
     async def _health(self, inbound: Inbound) -> web.Response:
-        return _json(
+        return as_json(
             inbound,
             condition(
                 self.registry.snapshot,
@@ -278,17 +258,22 @@ class Gateway:
 
     async def _readiness(self, inbound: Inbound) -> web.Response:
         ready = self._ready and self.registry.snapshot.healthy > 0
-        return _json(inbound, {"ready": ready}, status=200 if ready else 503)
+        return as_json(inbound, {"ready": ready}, status=200 if ready else 503)
 
     async def _version(self, inbound: Inbound) -> web.Response:
-        return _json(inbound, {"version": __version__})
+        return as_json(inbound, {"version": __version__})
 
     async def _list_models(self, inbound: Inbound) -> web.Response:
-        return _json(inbound, self._models.list(self.registry.snapshot, self.registry.ledger))
+        return as_json(inbound, self._models.list(self.registry.snapshot, self.registry.ledger))
 
     async def _one_model(self, inbound: Inbound) -> web.Response:
         name = inbound.path.removeprefix(MODEL_PREFIX)
-        return _json(inbound, self._models.card(name, self.registry.snapshot, self.registry.ledger))
+        return as_json(
+            inbound, self._models.card(name, self.registry.snapshot, self.registry.ledger)
+        )
+
+    async def _stream(self, inbound: Inbound) -> web.StreamResponse:
+        return await stream_events(inbound, self._events)
 
     async def _metrics(self, inbound: Inbound) -> web.Response:
         parts = []
@@ -315,20 +300,3 @@ def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:
     """Whom to trust behind https, when it is not the system's choice. Raises OSError."""
     file = config.upstream.ca_file
     return None if file is None else ssl.create_default_context(cafile=base / file)
-
-
-def _json(inbound: Inbound, content: object, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(content),
-        content_type="application/json",
-        headers=own_headers(inbound.dialect, inbound.request_id),
-    )
-
-
-def _unknown_route(inbound: Inbound) -> Refusal:
-    return Refusal(
-        errors.UNKNOWN_ROUTE,
-        f"There is no {inbound.request.method} {inbound.path[:200]} here; inference is at "
-        "/v1/chat/completions, models are listed at /v1/models.",
-    )

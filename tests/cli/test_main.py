@@ -92,6 +92,19 @@ def test_a_taken_port_is_status_1_in_words(tmp_path: Path, command: str, table: 
     assert "Traceback" not in done.stderr
 
 
+def test_a_taken_admin_port_is_status_1_and_names_its_key(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "x.toml").write_text(
+            f"[gateway]\nlisten = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:{port}'\n"
+        )
+        done = cortexd("serve", "--config", "x.toml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"can't listen on 127.0.0.1:{port} ([gateway] admin_listen): " in done.stderr
+    assert "in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("command", "table"), [("serve", "gateway"), ("neuron", "neuron")])
 def test_too_few_descriptors_are_status_1_in_words(
     tmp_path: Path, command: str, table: str

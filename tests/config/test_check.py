@@ -46,6 +46,13 @@ A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
             "found 512MiB (allowed: at least max_body (1GiB)",
         ),
         ("[gateway]\nmetrics_listen='::1'", "gateway.metrics_listen", "allowed: host:port"),
+        ("[gateway]\nadmin_listen='8081'", "gateway.admin_listen", 'or "unix:/path"; or ""'),
+        ("[gateway]\nadmin_listen='unix:x'", "gateway.admin_listen", 'found "unix:x"'),
+        (
+            f"[gateway]\nadmin_listen='unix:/{'x' * 107}'",
+            "gateway.admin_listen",
+            "allowed: host:port",
+        ),
         (A.replace("http://a:1", "a:1"), "neurons[0].endpoint", 'found "a:1"'),
         (A.replace("http://a:1", "ftp://a:1"), "neurons[0].endpoint", "allowed: a URL like"),
         (A.replace("http://a:1", "http://a:1/x"), "neurons[0].endpoint", "allowed: a URL like"),
@@ -109,3 +116,10 @@ def test_the_neurons_file_is_checked_too(tmp_path: Path, text: str, path: str) -
     with pytest.raises(ConfigError) as error:
         load_neuron(file, {})
     assert [mistake.path for mistake in error.value.mistakes] == [path]
+
+
+@pytest.mark.parametrize("listen", ["", "unix:/run/cortexd/admin.sock", "[::1]:8081"])
+def test_where_operators_may_be_listened_for(tmp_path: Path, listen: str) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(f"[gateway]\nadmin_listen='{listen}'\n")
+    assert load_gateway(file, {}).gateway.admin_listen == listen

@@ -32,6 +32,7 @@ class Fleet:
         self.neurons = neurons
         self.client = client
         self.url = "http://{}:{}".format(*gateway.address)
+        self.admin_url = f"http://{gateway.admin_address}"
 
     async def ask(
         self,
@@ -91,6 +92,7 @@ async def running_fleet(
     aliases: dict[str, str] | None = None,
     access: AccessLog | None = None,
     tls: ssl.SSLContext | None = None,
+    admin_listen: str = "127.0.0.1:0",
     **neurons: FakeNeuron,
 ) -> AsyncIterator[Fleet]:
     """Start neurons (by name) and a gateway in front of them."""
@@ -102,7 +104,10 @@ async def running_fleet(
             msgspec.structs.replace(
                 base,
                 gateway=msgspec.structs.replace(
-                    base.gateway, listen="127.0.0.1:0", shutdown_timeout=Duration(1)
+                    base.gateway,
+                    listen="127.0.0.1:0",
+                    admin_listen=admin_listen,
+                    shutdown_timeout=Duration(1),
                 ),
                 neurons=tuple(Neuron(name, neuron.url) for name, neuron in neurons.items()),
                 models=models or base.models,

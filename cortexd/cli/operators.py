@@ -1,0 +1,152 @@
+"""Where the operators' listener of a gateway is, and how a command asks something of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from cortexd.cli.paths import config_path
+
+if TYPE_CHECKING:
+    import aiohttp
+
+DEFAULT = "http://127.0.0.1:8081"
+CONNECT_WITHIN = 5.0  # seconds; an answer takes what a load takes
+
+Answer = tuple[int, dict[str, Any]]
+
+
+class NoGateway(Exception):
+    """Nothing answers there, or something else does; the message says what."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command for operators takes."""
+    parser.add_argument("model", metavar="MODEL", help="its id, or an alias")
+    parser.add_argument("--node", metavar="NAME", help="there, and nowhere else")
+    parser.add_argument(
+        "--url",
+        type=_url,
+        help="the gateway's admin_listen, as http://host:port or unix:/path "
+        f"(default: what the configuration says, else {DEFAULT})",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="default: /etc/cortexd/cortex.toml, else ./etc/cortex.toml",
+    )
+    parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
+
+
+def run(
+    args: argparse.Namespace,
+    ask: Callable[[aiohttp.ClientSession], Coroutine[Any, Any, Answer]],
+    said: Callable[[dict[str, Any]], str],
+) -> int:
+    """Ask, and print what was answered: 0, or 1 when it was refused or nobody is there."""
+    import asyncio
+
+    async def talk() -> Answer:
+        async with session(url) as gateway:
+            return await ask(gateway)
+
+    url = args.url or _configured(args.config)
+    if not url:
+        print("The gateway has no admin_listen in its configuration.", file=sys.stderr)
+        return 1
+    try:
+        status, answer = asyncio.run(talk())
+    except NoGateway as error:
+        print(f"No gateway answers at {url}: {error}", file=sys.stderr)
+        print("It is the address of its [gateway] admin_listen that is needed.", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(answer))
+    elif status == 200:
+        print(said(answer))
+    else:
+        print(plain(answer["error"]["message"]), file=sys.stderr)
+    return 0 if status == 200 else 1
+
+
+@asynccontextmanager
+async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of that gateway. Raises NoGateway for what goes wrong on the way to it."""
+    import aiohttp
+
+    path = url.removeprefix("unix:") if url.startswith("unix:") else None
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
+    try:
+        async with aiohttp.ClientSession(
+            "http://localhost" if path else url,
+            connector=aiohttp.UnixConnector(path) if path else None,
+            timeout=timeout,
+        ) as client:
+            yield client
+    except (aiohttp.ClientError, OSError) as error:
+        reason = getattr(error, "os_error", error)
+        raise NoGateway(getattr(reason, "strerror", None) or str(reason)) from error
+
+
+async def post(client: aiohttp.ClientSession, model: str, verb: str, body: object) -> Answer:
+    """POST /api/models/{model}/{verb}: the status, and what the JSON says. Raises NoGateway."""
+    from yarl import URL
+
+    # Encoded by us: whatever is in an id, it stays one segment.
+    path = URL(f"/api/models/{quote(model, safe='')}/{verb}", encoded=True)
+    async with client.post(path, json=body) as answer:
+        content = await answer.read()
+        try:
+            said = json.loads(content)
+            if answer.status != 200:
+                str(said["error"]["message"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise NoGateway(f"what is there answers {answer.status}, not like a gateway") from error
+        return answer.status, said
+
+
+def plain(text: str) -> str:
+    """Without what a terminal takes for a command: the words may be a node's."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def _url(text: str) -> str:
+    if text.startswith("unix:/"):
+        return text
+    try:
+        parts = urlsplit(text)
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            return text.rstrip("/")
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is neither http://host:port nor unix:/path")
+
+
+def _configured(given: Path | None) -> str:
+    """The configuration's admin_listen as a URL; "" when there is none, the default when there is
+    no configuration that this user can read. Raises ConfigError for a file that was asked for."""
+    from cortexd.config.address import parse_listen, unix_path
+    from cortexd.config.check import load_gateway
+    from cortexd.config.source import ConfigError
+
+    try:
+        listen = load_gateway(config_path(given, "cortex.toml")).gateway.admin_listen
+    except ConfigError:
+        if given is not None:
+            raise
+        return DEFAULT
+    if not listen or unix_path(listen):
+        return listen
+    host, port = parse_listen(listen)
+    if host in {"", "0.0.0.0", "::"}:  # noqa: S104 - every address: this machine's own, then
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,271 @@
+"""What an operator asks for: have this model resident (there), or have it gone.
+
+Loads go through the load table like everybody's, so that a load is one load whoever wants it; what
+is an operator's alone is naming the node, and being told of the end without standing in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from cortexd import errors
+from cortexd.control.coldload import LoadTable
+from cortexd.control.lifecycle import State
+from cortexd.control.poller import Poller
+from cortexd.control.registry import Registry
+from cortexd.control.turns import now, still_loading
+from cortexd.daemon.tasks import Tasks
+from cortexd.errors import Refusal
+from cortexd.fleet.placement import Placement, infeasibility, load_request
+from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Wait, decide
+from cortexd.fleet.snapshot import Node
+from cortexd.nodes.client import NeuronClient, NodeError
+from cortexd.wire.neuron import (
+    LOADED,
+    LOADING,
+    RECOVERING,
+    RELOADING,
+    UNLOADED,
+    LoadRequest,
+    UnloadRequest,
+)
+
+CANDIDATES: Final = 2  # nodes that are tried, one after the other, when none is named
+UNLOAD_WITHIN: Final = 30.0  # seconds for a node to unload a model or to cancel its load
+
+_COMING: Final = frozenset({LOADING, RELOADING, RECOVERING})
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Where a model is resident now, and the seconds that were waited for it."""
+
+    node: str
+    seconds: float
+
+
+class Operator:
+    """Loads and unloads on demand. `timeout`: seconds that a load is waited for."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        table: LoadTable,
+        clients: Mapping[str, NeuronClient],
+        poller: Poller,
+        *,
+        timeout: float,
+    ) -> None:
+        self._registry = registry
+        self._table = table
+        self._clients = clients
+        self._poller = poller
+        self._timeout = timeout
+        self._tasks = Tasks()
+
+    async def load(self, name: str, node: str | None = None) -> Loaded:
+        """Have a model resident: on `node`, or where routing would put it.
+
+        The back-off of an earlier failure does not hold for an operator. A load that was begun goes
+        on when the caller is cancelled. Raises Refusal.
+        """
+        began = now()
+        model = self._registry.snapshot.catalogue.resolve(name)
+        self._check_node(node)
+        failures = self._registry.ledger.failures
+        for key in [key for key in failures if key[1] == model and node in (None, key[0])]:
+            del failures[key]
+        try:
+            async with asyncio.timeout(self._timeout):
+                where = await self._bring(model, node)
+        except TimeoutError:
+            raise still_loading(model, node) from None
+        return Loaded(where, round(now() - began, 3))
+
+    async def unload(self, name: str, node: str | None = None, *, force: bool = False) -> list[str]:
+        """Have a model gone, from `node` or from every node; the nodes that had it.
+
+        A load of ours is cancelled. A model at work is left alone, unless `force`. Raises Refusal.
+        """
+        snapshot = self._registry.snapshot
+        model = snapshot.catalogue.resolve(name)
+        self._check_node(node)
+        replicas, entry = snapshot.replicas.get(model, ()), self._table.ours(model)
+        if not replicas and entry is None and model not in snapshot.catalogue.profiles:
+            raise _not_found(model)
+        there = {each.node for each in replicas if each.status == LOADED or each.status in _COMING}
+        if entry is not None and entry.node is not None:
+            there.add(entry.node)
+        names = sorted(there if node is None else there & {node})
+        # Tasks: what was begun is brought to its end, though its caller leaves.
+        tasks = [
+            self._tasks.spawn(f"unload {model} on {each}", self._unload(model, each, force))
+            for each in names
+        ]
+        ends = await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+        gone = [each for each, end in zip(names, ends, strict=True) if end is None]
+        for refusal in ends:
+            if refusal is not None:
+                also = f" It was unloaded on {', '.join(gone)}." if gone else ""
+                raise Refusal(refusal.kind, refusal.message + also)
+        return gone
+
+    async def close(self) -> None:
+        """Let go of what still runs."""
+        await self._tasks.close()
+
+    # Loading.
+
+    async def _bring(self, model: str, node: str | None) -> str:
+        """The node where it has come to be loaded."""
+        registry, failed = self._registry, 0
+        while not registry.snapshot.settled:  # what we have not asked yet may have it
+            await registry.wait_changed()
+        while True:
+            if (there := self._resident(model, node)) is not None:
+                return there
+            entry = self._table.entry(model)
+            if entry is None:
+                step = self._anywhere(model) if node is None else self._on(model, node)
+                if step is None:
+                    await registry.wait_changed()
+                    continue
+                entry = self._table.join(step)
+            await entry.wait_over()
+            if entry.refusal is not None:
+                raise Refusal(
+                    entry.refusal.kind, entry.refusal.message, retry_after=entry.refusal.retry_after
+                )
+            if entry.state is State.READY and node in (None, entry.node):
+                return entry.node or ""
+            if entry.state is State.FAILED and entry.is_ours:
+                failed += 1
+                if failed == CANDIDATES or entry.node == node:
+                    raise self._failure(model)
+
+    def _resident(self, model: str, node: str | None) -> str | None:
+        snapshot = self._registry.snapshot
+        for replica in snapshot.replicas.get(model, ()):
+            if (
+                replica.status == LOADED
+                and replica.unservable is None
+                and snapshot.nodes[replica.node].is_available
+                and node in (None, replica.node)
+            ):
+                return replica.node
+        return None
+
+    def _anywhere(self, model: str) -> Load | Wait | None:
+        """As routing would have it; None: wait, it comes back by itself. Raises Refusal."""
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        match decide(Query(model), snapshot, ledger, now()):
+            case Refuse(refusal):
+                raise refusal
+            case Load() | Wait() as step:
+                return step
+            case Lazy(replica):
+                return Load(model, self._placement(model, snapshot.nodes[replica.node]))
+            case _:
+                return None
+
+    def _on(self, model: str, name: str) -> Load | None:
+        """The load that brings it there; None: wait, somebody else brings it. Raises Refusal."""
+        node = self._registry.snapshot.nodes[name]
+        info = node.models.get(model)
+        if not node.is_available:
+            why = "draining" if node.healthy else f"unhealthy ({node.trouble or 'not polled yet'})"
+            raise Refusal(
+                errors.FEASIBLE_NODE_UNHEALTHY,
+                f"The node {name} is {why}; try again when it is back, or name another.",
+            )
+        if info is not None and info.status == LOADED:
+            raise Refusal(
+                errors.MODEL_UNSERVABLE,
+                f"The model {model!r} is resident on {name} but can't answer; unload it first.",
+            )
+        if (info is not None and info.status in _COMING) or (
+            self._registry.ledger.loading.get(model) == name  # one of ours that is late
+        ):
+            return None
+        return Load(model, self._placement(model, node))
+
+    def _placement(self, model: str, node: Node) -> Placement:
+        profile = self._registry.snapshot.catalogue.profiles.get(model)
+        if profile is not None:
+            if (reason := infeasibility(profile, node)) is not None:
+                raise Refusal(
+                    errors.NO_FEASIBLE_NEURON,
+                    f"The node {node.name} can never hold the model {model!r}: {reason}. Change "
+                    "its profile or name another node.",
+                )
+            return Placement(node.name, load_request(profile, node.hardware))
+        info = node.models.get(model)
+        if info is None:
+            raise _not_found(model, node.name)
+        return Placement(node.name, LoadRequest(info.id, info.harness, devices=info.devices))
+
+    def _failure(self, model: str) -> Refusal:
+        failures = self._registry.ledger.failures.items()
+        words = [f"{node} says {failed.message}" for (node, of), failed in failures if of == model]
+        return Refusal(
+            errors.COLD_LOAD_FAILED,
+            f"The model {model!r} could not be loaded: {'; '.join(words)}. Ask for it again.",
+            retry_after=1,
+        )
+
+    # Unloading.
+
+    async def _unload(self, model: str, node: str, force: bool) -> Refusal | None:
+        """None when it is gone."""
+        entry = self._table.ours(model)
+        if entry is not None and entry.node == node:
+            self._table.cancel(entry)
+            force = True  # nothing is at work there yet
+        elif not force and (busy := self._registry.ledger.in_flight.get((node, model))):
+            return _busy(model, node, f"{busy} of its requests are answered there")
+        request = UnloadRequest(model, if_idle=None if force else True)
+        try:
+            await self._clients[node].unload(request, UNLOAD_WITHIN)
+        except NodeError as error:
+            if error.status == 409:
+                return _busy(model, node, str(error))
+            if error.status != 404:  # that it is not there is what was wanted
+                return Refusal(
+                    errors.UNLOAD_FAILED,
+                    f"The node {node} did not unload {model!r}: {error}. Try again.",
+                )
+        finally:
+            if entry is not None and entry.is_cancelled:
+                self._table.forget(entry)
+        self._registry.tell(node, model, UNLOADED)
+        self._poller.nudge(node)
+        return None
+
+    def _check_node(self, node: str | None) -> None:
+        nodes = self._registry.snapshot.nodes
+        if node is not None and node not in nodes:
+            raise Refusal(
+                errors.UNKNOWN_NODE,
+                f"No node is called {node!r}; there is {', '.join(sorted(nodes)) or 'none'}.",
+                param="node",
+            )
+
+
+def _busy(model: str, node: str, words: str) -> Refusal:
+    return Refusal(
+        errors.BUSY,
+        f"The model {model!r} is at work on {node}: {words}. Try again when it is idle, or force "
+        "it.",
+    )
+
+
+def _not_found(model: str, node: str = "no node") -> Refusal:
+    has = "has it" if node == "no node" else "does not have it"
+    return Refusal(
+        errors.MODEL_NOT_FOUND,
+        f"The model {model!r} can't be found: {node} {has} and the catalogue does not list it. "
+        "GET /v1/models lists what there is.",
+    )

@@ -1,0 +1,128 @@
+"""POST /api/models/…: what changes something, for operators only, on a listener of its own.
+
+A browser on the operator's machine can reach that listener too. It may not use it: a page of
+another origin can't send JSON without asking first, and one whose name was made to point here says
+so in its Host.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Final, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import web
+
+from cortexd import errors
+from cortexd.config.address import parse_listen, unix_path
+from cortexd.control.operator import Operator
+from cortexd.errors import Refusal
+from cortexd.gateway.bodies import Bodies
+from cortexd.gateway.face import Handler, as_json, unknown_route
+from cortexd.gateway.inbound import Inbound
+
+MODELS: Final = "/api/models/"
+MAX_BODY: Final = 64 << 10  # bytes
+
+T = TypeVar("T")
+
+
+class LoadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a load may be asked with."""
+
+    node: str | None = None
+
+
+class UnloadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an unload may be asked with. `force`: though it is at work."""
+
+    node: str | None = None
+    force: bool = False
+
+
+class LoadAnswer(msgspec.Struct, frozen=True):
+    """It is resident. `seconds`: that it took."""
+
+    status: str
+    node: str
+    seconds: float
+
+
+class UnloadAnswer(msgspec.Struct, frozen=True):
+    """It is gone. `nodes`: that had it."""
+
+    status: str
+    nodes: list[str]
+
+
+_decode_load: Final = msgspec.json.Decoder(LoadBody)
+_decode_unload: Final = msgspec.json.Decoder(UnloadBody)
+
+
+class Admin:
+    """The operators' face. `listen`: where it listens, as the configuration has it."""
+
+    def __init__(self, operator: Operator, listen: str) -> None:
+        self._operator = operator
+        self._host = parse_listen(listen)[0].lower() if listen and not unix_path(listen) else ""
+        self._bodies = Bodies(MAX_BODY, 16 * MAX_BODY)
+
+    async def operate(self, inbound: Inbound) -> web.StreamResponse:
+        """POST /api/models/{id}/load and /unload; ids may hold slashes. Raises Refusal."""
+        model, _, verb = inbound.path.removeprefix(MODELS).rpartition("/")
+        verbs: dict[str, Handler] = {"load": self._load, "unload": self._unload}
+        if not model or verb not in verbs:
+            raise unknown_route(inbound)
+        self._check_host(inbound.request.headers.get("Host", ""))
+        if inbound.request.content_type != "application/json":
+            raise Refusal(
+                errors.UNSUPPORTED_MEDIA_TYPE, "This needs `Content-Type: application/json`."
+            )
+        inbound.asked = model
+        return await verbs[verb](inbound)
+
+    async def _load(self, inbound: Inbound) -> web.Response:
+        wanted = await self._read(inbound, _decode_load, LoadBody())
+        loaded = await self._operator.load(inbound.asked or "", wanted.node)
+        return as_json(inbound, LoadAnswer("loaded", loaded.node, loaded.seconds))
+
+    async def _unload(self, inbound: Inbound) -> web.Response:
+        wanted = await self._read(inbound, _decode_unload, UnloadBody())
+        nodes = await self._operator.unload(inbound.asked or "", wanted.node, force=wanted.force)
+        return as_json(inbound, UnloadAnswer("unloaded", nodes))
+
+    async def _read(self, inbound: Inbound, decoder: msgspec.json.Decoder[T], nothing: T) -> T:
+        with self._bodies.hold() as hold:
+            body = await hold.read(inbound.request)
+        if not body:
+            return nothing
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise Refusal(errors.INVALID_VALUE, f"The body is not as it should be: {error}.") from (
+                error
+            )
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refusal(errors.INVALID_JSON, "The request body is not valid JSON.") from error
+
+    def _check_host(self, given: str) -> None:
+        try:
+            host = urlsplit(f"//{given}").hostname or ""
+        except ValueError:
+            host = ""
+        known = host != "" and (host in {"localhost", self._host} or _is_address(host))
+        if "@" in given or not known:
+            raise Refusal(
+                errors.FORBIDDEN_HOST,
+                f"The Host {given[:200]!r} is not this listener's; use its IP address, localhost "
+                "or the host of [gateway] admin_listen.",
+            )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
