@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from cortexd import errors
@@ -116,13 +117,15 @@ class Relay:
             patience_for=self._config.loading.timeout,
             patience=alive,
         )
-        waited, is_first = 0.0, True
+        first: RouteDecision | None = None
         while True:
             route = inbound.route = await self._dispatcher.route(attempts.query, alive)
-            waited += route.waited
-            if is_first:
-                is_first = False
-                self._accounting.routed(inbound, route, waited)
+            if first is None:
+                first = route
+                self._accounting.routed(inbound, route, route.waited)
+            elif first.is_cold_start:
+                # A request that met a cold model did so, however often it is tried after that.
+                route = inbound.route = msgspec.structs.replace(route, route=first.route)
             if alive is not None and route.route == "lazy":
                 alive.waits_at(route.node)
             call = self._call(inbound, body, route, attempts)
