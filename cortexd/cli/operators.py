@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -91,8 +92,8 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
         ) as client:
             yield client
     except (aiohttp.ClientError, OSError) as error:
-        reason = getattr(error, "os_error", error)
-        raise NoGateway(getattr(reason, "strerror", None) or str(reason)) from error
+        number = getattr(getattr(error, "os_error", error), "errno", None)
+        raise NoGateway(os.strerror(number) if number else str(error)) from error
 
 
 async def post(client: aiohttp.ClientSession, model: str, verb: str, body: object) -> Answer:

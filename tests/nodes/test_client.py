@@ -155,10 +155,9 @@ async def test_nobody_there_is_an_error_in_words() -> None:
 async def test_an_unload_says_whether_only_if_idle(
     client: NeuronClient, neuron: FakeNeuron
 ) -> None:
-    async def infer(request: web.Request, body: object) -> web.Response:
-        return web.json_response({"error": "busy", "code": "busy"}, status=409)
-
-    neuron.infer = infer
+    neuron.unload_answer = lambda body: web.json_response(
+        {"error": "busy", "code": "busy"}, status=409
+    )
     with pytest.raises(NodeError) as error:
         await client.unload(UnloadRequest("m", if_idle=True), 5)
     assert error.value.code == "busy"
