@@ -240,7 +240,11 @@ class Operator:
         finally:
             if entry is not None and entry.is_cancelled:
                 self._table.forget(entry)
-        self._registry.tell(node, model, UNLOADED)
+        # A node that does not list it by itself lists it no more; its next poll says which it is.
+        if model in self._registry.snapshot.catalogue.profiles:
+            self._registry.forget(node, model)
+        else:
+            self._registry.tell(node, model, UNLOADED)
         self._poller.nudge(node)
         return None
 

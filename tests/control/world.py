@@ -14,11 +14,11 @@ from cortexd.control.coldload import TICK, LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
+from cortexd.control.operator import Operator
 from cortexd.control.registry import Lease, Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.placement import Placement, load_request
 from cortexd.fleet.routing import Query, Wait, decide
 from cortexd.fleet.snapshot import Node
 from cortexd.metrics import Metrics
@@ -271,6 +271,13 @@ class World:
             timeout=setting.timeout,
             max_waiting=setting.max_waiting,
         )
+        self.operator = Operator(
+            self.registry,
+            self.table,
+            fakes,
+            self,  # type: ignore[arg-type]
+            timeout=setting.timeout,
+        )
         endpoints = Endpoints(self.registry, fakes, allowed_hosts=(), timeout=5)
         self.dispatcher = Dispatcher(self.registry, self.table, endpoints)
 
@@ -297,19 +304,18 @@ class World:
             return refusal.kind.code
 
     async def _operate(self, step: Operate) -> str:
-        profile = next(p for p in self.setting.profiles if p.id == step.model)
         try:
-            await self.table.operate(Placement(step.node, load_request(profile, GPU)), step.model)
+            await self.operator.load(step.model, step.node)
         except Refusal as refusal:
             return refusal.kind.code
         return "operated"
 
     async def _cancel(self, model: str) -> str:
         try:
-            await self.table.cancel(model)
-        except NodeError:
+            gone = await self.operator.unload(model, force=True)
+        except Refusal:
             return "not cancelled"
-        return "cancelled"
+        return "cancelled" if gone else "not there"
 
     def _comes(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work, name="client")
@@ -352,6 +358,7 @@ class World:
                 await asyncio.sleep(seconds)
             case Close() if not self.is_closed:
                 await self.table.close()
+                await self.operator.close()
                 self.is_closed = True
 
     def _observe(self, poll: Poll) -> None:
