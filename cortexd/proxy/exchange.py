@@ -191,6 +191,8 @@ class _Flight:
     def sweep(self, now: float) -> None:
         """Look at the deadline of this phase."""
         splice = self._splice
+        if self.landed.done():
+            return
         if splice.was_moved:
             splice.was_moved = False
             self._since, self._limit = now, self._call.idle_timeout
