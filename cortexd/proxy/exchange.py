@@ -249,9 +249,11 @@ class _Flight:
         self._fault = fault
         splice = self._splice
         if self._is_passed_on:
-            if splice.is_event_stream:
-                if words := self._call.last_words(fault):
-                    splice.write(words)
+            words = self._call.last_words(fault) if splice.is_event_stream else b""
+            if words:
+                splice.write(words)
+            # Where there is neither a word nor a missing chunk, only a reset tells.
+            if words or (splice.is_event_stream and splice.is_chunked):
                 splice.flush()
                 splice.cut()
             else:

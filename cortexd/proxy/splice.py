@@ -51,7 +51,7 @@ class Splice:
 
     was_moved: something was written since this was last set to False (a mark for deadlines).
     is_gone: the client has left; nothing is written any more.
-    is_open: the head went out. is_ended: nothing may follow.
+    is_open: the head went out. is_chunked: its end is told by chunks. is_ended: nothing may follow.
     first_at: when the first byte of the body went out, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
     on_pause, on_resume: called when the client takes no more, and when it does again.
@@ -59,7 +59,6 @@ class Splice:
     """
 
     __slots__ = (
-        "_is_chunked",
         "_kept",
         "_kept_size",
         "_must_abort",
@@ -69,6 +68,7 @@ class Splice:
         "_transport",
         "first",
         "first_at",
+        "is_chunked",
         "is_ended",
         "is_event_stream",
         "is_gone",
@@ -84,7 +84,7 @@ class Splice:
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
         self._transport = cast(asyncio.Transport, request.transport)
-        self._is_chunked = False
+        self.is_chunked = False
         self._must_close = not request.keep_alive or request.version < (1, 1)
         self._must_abort = False
         self._out: list[bytes] = []
@@ -126,7 +126,7 @@ class Splice:
             if length or status not in (204, 304):
                 head += b"Content-Length: %d\r\n" % length
         elif self._request.version >= (1, 1):
-            self._is_chunked = True
+            self.is_chunked = True
             head += b"Transfer-Encoding: chunked\r\n"
         head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
         # From here on aiohttp must not answer in our place, whatever goes wrong.
@@ -142,7 +142,7 @@ class Splice:
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:
             self._forget()
-        if not self._is_chunked:
+        if not self.is_chunked:
             self._out.append(data)
         elif len(data) < _LARGE:
             self._out.append(b"%x\r\n%b\r\n" % (len(data), data))
@@ -166,7 +166,7 @@ class Splice:
     def end(self) -> None:
         """The answer is whole."""
         self.is_ended = True
-        if self._is_chunked:
+        if self.is_chunked:
             self._out.append(b"0\r\n\r\n")
         self.flush()
 
