@@ -8,8 +8,6 @@ are written. Knows how to pause its source, not whose it is.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -186,10 +184,7 @@ class Splice:
         """What the handler returns, at once: the server then closes what must be closed."""
         # Not before: the server takes a lost connection for a client that left.
         if self._must_abort and not self.is_gone:
-            # With a reset: where only the connection's end tells, a plain one would be a lie.
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+            cast(Door, self._request.protocol).abort()
         return Response(self.status, may_go_on=not self._must_close)
 
     @property

@@ -13,6 +13,7 @@ from aiohttp import web
 from cortexd.proxy import door as doors
 from cortexd.proxy.door import DoorServer, Limits
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
+from tests.functional import raw
 from tests.proxy.raw import (
     PATIENT,
     Site,
@@ -482,3 +483,16 @@ async def test_a_connection_that_has_ended_is_freed_without_the_collector() -> N
             await until(lambda: count() == before)  # its task ends a turn later
         finally:
             gc.enable()
+
+
+async def test_an_answer_that_is_cut_does_not_end_as_if_it_were_whole() -> None:
+    """Where only the end of the connection tells, it must be a reset."""
+    async with (
+        open_site(stall_streaming) as site,
+        raw.connected(site.address, receive_buffer=4096) as client,
+    ):
+        await client.send(LAST)
+        await until(lambda: bool(site.handled))
+        site.server.abort()
+        await client.read_rest()
+        assert client.ended == "reset"
