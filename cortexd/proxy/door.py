@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
@@ -162,8 +164,14 @@ class Door(web.RequestHandler):
         return now - gate.since > self._limits.body
 
     def abort(self) -> None:
-        """Cut the connection; what was not sent is lost, and the handler is cancelled."""
+        """Cut the connection; what was not sent is lost, and the handler is cancelled.
+
+        With a reset: where only the connection's end tells that of an answer, a plain one would
+        be a lie.
+        """
         if self._wire is not None:
+            sock = self._wire.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._wire.abort()
 
     def _break_off(self, payload: StreamReader, refusal: Refusal) -> None:

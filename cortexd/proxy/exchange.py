@@ -212,6 +212,8 @@ class _Flight:
     def sweep(self, now: float) -> None:
         """Look at the deadline of this phase."""
         splice = self._splice
+        if self.landed.done():
+            return
         if splice.was_moved:
             splice.was_moved = False
             self._since, self._limit = now, self._call.idle_timeout
@@ -273,8 +275,10 @@ class _Flight:
         self._fault = fault
         splice = self._splice
         if self._is_passed_on:
-            if splice.is_event_stream:
-                splice.say(self._call.last_words(fault))
+            words = self._call.last_words(fault) if splice.is_event_stream else b""
+            # Where there is neither a word nor a missing chunk, only a reset tells.
+            if words or (splice.is_event_stream and splice.is_chunked):
+                splice.say(words)
                 splice.cut()
             else:
                 splice.abort()

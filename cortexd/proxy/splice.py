@@ -8,8 +8,6 @@ are written. Knows how to pause its source, not whose it is.
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -51,7 +49,7 @@ class Splice:
 
     was_moved: some of the body was written since this was last set to False (a mark for deadlines).
     is_gone: the client has left; nothing is written any more.
-    is_open: the head went out. is_ended: nothing may follow.
+    is_open: the head went out. is_chunked: its end is told by chunks. is_ended: nothing may follow.
     first_at: when the first byte of the body was written, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
     on_pause, on_resume: called when the client takes no more, and when it does again.
@@ -59,7 +57,6 @@ class Splice:
     """
 
     __slots__ = (
-        "_is_chunked",
         "_kept",
         "_kept_size",
         "_must_abort",
@@ -69,6 +66,7 @@ class Splice:
         "_transport",
         "first",
         "first_at",
+        "is_chunked",
         "is_ended",
         "is_event_stream",
         "is_gone",
@@ -84,7 +82,7 @@ class Splice:
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
         self._transport = cast(asyncio.Transport, request.transport)
-        self._is_chunked = False
+        self.is_chunked = False
         self._must_close = not request.keep_alive or request.version < (1, 1)
         self._must_abort = False
         self._out: list[bytes] = []
@@ -126,7 +124,7 @@ class Splice:
             if length or status not in (204, 304):
                 head += b"Content-Length: %d\r\n" % length
         elif self._request.version >= (1, 1):
-            self._is_chunked = True
+            self.is_chunked = True
             head += b"Transfer-Encoding: chunked\r\n"
         head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
         # From here on aiohttp must not answer in our place, whatever goes wrong.
@@ -144,7 +142,7 @@ class Splice:
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:
             self._forget()
-        if not self._is_chunked:
+        if not self.is_chunked:
             self._out.append(data)
         elif len(data) < _LARGE:
             self._out.append(b"%x\r\n%b\r\n" % (len(data), data))
@@ -154,7 +152,7 @@ class Splice:
     def say(self, words: bytes) -> None:
         """Words of the gateway's own, at once; they don't count as any of the body."""
         if words:
-            self._out.append(b"%x\r\n%b\r\n" % (len(words), words) if self._is_chunked else words)
+            self._out.append(b"%x\r\n%b\r\n" % (len(words), words) if self.is_chunked else words)
         self.flush()
 
     def flush(self) -> bool:
@@ -174,7 +172,7 @@ class Splice:
     def end(self) -> None:
         """The answer is whole."""
         self.is_ended = True
-        if self._is_chunked:
+        if self.is_chunked:
             self._out.append(b"0\r\n\r\n")
         self.flush()
 
@@ -194,10 +192,7 @@ class Splice:
         """What the handler returns, at once: the server then closes what must be closed."""
         # Not before: the server takes a lost connection for a client that left.
         if self._must_abort and not self.is_gone:
-            # With a reset: where only the connection's end tells, a plain one would be a lie.
-            sock = self._transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+            cast(Door, self._request.protocol).abort()
         return Response(self.status, may_go_on=not self._must_close)
 
     @property

@@ -476,3 +476,16 @@ async def test_a_connection_that_has_ended_is_freed_without_the_collector() -> N
             await until(lambda: count() == before)  # its task ends a turn later
         finally:
             gc.enable()
+
+
+async def test_an_answer_that_is_cut_does_not_end_as_if_it_were_whole() -> None:
+    """Where only the end of the connection tells, it must be a reset."""
+    async with (
+        open_site(stall_streaming) as site,
+        connected(site.address, receive_buffer=4096) as client,
+    ):
+        await client.send(LAST)
+        await until(lambda: bool(site.handled))
+        site.server.abort()
+        await client.read_rest()
+        assert client.ended == "reset"

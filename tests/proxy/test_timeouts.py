@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from cortexd.config.gateway import Loading
 from cortexd.config.units import Duration
+from cortexd.daemon.resolver import Resolver
+from cortexd.proxy.exchange import Call, Exchange
+from cortexd.proxy.splice import Splice
 from tests.functional.faults import Origin, Pause, Send, Stall, Wait, black_hole
-from tests.functional.raw import Heard
+from tests.functional.raw import Heard, connected, post
 from tests.gateway.fleet import running_fleet
+from tests.proxy.site import open_site
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -158,3 +164,28 @@ async def test_silence_after_the_head_of_a_stream_still_counts_as_its_first_byte
         heard = await stage.ask(ASKED_STREAM)
         assert is_timeout(heard) if heard.status != 200 else died_in_words(heard, CHAT, b"")
         await stage.origin.peers[0].wait_gone()
+
+
+async def test_an_answer_that_is_whole_is_not_late_any_more() -> None:
+    """The clock may strike between its end and the next turn of who waits for it."""
+    exchange, origin = Exchange(Resolver()), Origin([Send(sized(b""))])
+    results = []
+
+    class Striking(Splice):
+        def end(self) -> None:
+            super().end()
+            for watched in exchange._sweeper._watched:
+                asyncio.get_running_loop().call_soon(watched.sweep, math.inf)
+
+    async def carry(request: web.BaseRequest) -> web.StreamResponse:
+        splice = Striking(request)
+        call = Call(origin.url, "/", b"{}", first_byte_timeout=1)
+        results.append(await exchange.carry(splice, request, call))
+        splice.release()
+        return splice.response()
+
+    async with origin.running(), open_site(carry) as site, connected(site.address) as client:
+        assert (await client.ask(post(b"{}"))).complete
+        assert (await client.ask(post(b"{}"))).complete
+        assert not any(carried.is_interrupted for carried in results)
+        await exchange.close()

@@ -9,6 +9,9 @@ import json
 import pytest
 from aiohttp import web
 
+from cortexd.daemon.resolver import Resolver
+from cortexd.proxy.exchange import Call, Exchange
+from cortexd.proxy.splice import Splice
 from tests.fakes import FakeNeuron
 from tests.functional.faults import (
     Close,
@@ -22,8 +25,9 @@ from tests.functional.faults import (
     Stall,
     refusing,
 )
-from tests.functional.raw import post
+from tests.functional.raw import connected, post
 from tests.gateway.fleet import running_fleet
+from tests.proxy.site import open_site
 from tests.proxy.stage import (
     ANSWER,
     ASKED,
@@ -339,6 +343,28 @@ async def test_an_aborted_answer_to_an_http_1_0_client_ends_in_a_reset() -> None
     async with staged([Send(head(OK, JSON, CHUNKED) + chunks(b"hello")), Close()]) as stage:
         heard = await stage.ask(version="1.0")
         assert heard.ended == "reset" or is_refusal(heard), "its only sign of a broken body"
+
+
+@pytest.mark.parametrize(("version", "ended"), [("1.1", "eof"), ("1.0", "reset")])
+async def test_a_stream_that_dies_without_a_word_of_ours_is_not_whole_either(
+    version: str, ended: str
+) -> None:
+    """As behind a neuron, which knows no dialects. Chunks tell it; else only a reset can."""
+    exchange = Exchange(Resolver())
+    origin = Origin([Send(SSE_HEAD + chunks(EVENTS[0])), Close()])
+
+    async def carry(request: web.BaseRequest) -> web.StreamResponse:
+        splice = Splice(request)
+        await exchange.carry(splice, request, Call(origin.url, "/", b"{}"))
+        splice.release()
+        return splice.response()
+
+    async with origin.running(), open_site(carry) as site, connected(site.address) as client:
+        heard = await client.ask(post(b"{}", version=version))
+        await client.read_rest()
+        assert client.ended == ended
+        assert not (heard.complete and ended == "eof")
+        await exchange.close()
 
 
 async def test_a_refused_connection_is_a_502_that_names_the_node() -> None:
