@@ -220,6 +220,8 @@ class WatchedRegistry(Registry):
         key, replica = (node, model), self.replica(node, model)
         if replica is None or replica.status not in {LOADED, RELOADING, UNLOADED}:
             self.wrong.append(f"a claim on {model} on {node}, which is {replica}")
+        if key in self.ledger.turns and not self.snapshot.nodes[node].healthy:
+            self.wrong.append(f"a turn at {node}, which is down")
         task = asyncio.current_task()
         in_turn = key in self.ledger.turns or (task and task.get_name().startswith("load"))
         if in_turn and replica is not None and replica.status != UNLOADED:
