@@ -36,6 +36,9 @@ class Turns:
         """Turn the waits in `line` into claims, in this turn of the loop, as many as there is room
         for; the others keep their place."""
         key = (node, model)
+        if key in self._lines:  # from before the model was gone; its waiters come back behind
+            self._lines[key].dissolve()
+            self._drop(key)
         self._grant(key, line, len(line))
         if len(line):
             self._add(key, line)

@@ -177,3 +177,10 @@ def test_no_turn_is_given_where_the_model_has_gone_meanwhile() -> None:
     world = play(*crowd, Poll("a", ()), Pass(0.1), Answer(), Pass(), setting=ONE_AT_A_TIME)
     assert world.ended == ["served by a", "served by a"]
     assert world.loads == {("a", "m"): 2}
+
+
+def test_who_waits_for_a_turn_is_not_forgotten_when_the_model_is_loaded_anew() -> None:
+    crowd = (Ask("m", hold=60), Ask("m"), Pass(), Answer(), Pass())
+    anew = (Poll("a", ()), Ask("m"), Turn(5), Answer(), Pass())
+    world = play(*crowd, *anew, setting=Setting(takes=(("a", (1, 0)),), timeout=100))
+    assert world.ended == ["served by a"] * 3
