@@ -184,3 +184,18 @@ def test_who_waits_for_a_turn_is_not_forgotten_when_the_model_is_loaded_anew() -
     anew = (Poll("a", ()), Ask("m"), Turn(5), Answer(), Pass())
     world = play(*crowd, *anew, setting=Setting(takes=(("a", (1, 0)),), timeout=100))
     assert world.ended == ["served by a"] * 3
+
+
+def test_those_whom_a_node_turned_away_keep_the_order_in_which_they_came() -> None:
+    first, second = Ask("m", hold=0.1, busy=True), Ask("m", hold=0.2, busy=True)
+    crowd = (first, Pass(0.01), second, Pass(), Answer(), Pass(0.05))
+    busy = (Ask("m", hold=9), Ask("m", hold=9), Pass(0.3))
+    world = play(*crowd, *busy, Pass(), setting=Setting(takes=(("a", (2, 0)),)))
+    assert world.ended == ["served by a"] * 4
+
+
+def test_a_client_that_leaves_takes_nobodys_turn() -> None:
+    crowd = (Ask("m", hold=3), Ask("m"), Ask("m"), Pass(), Answer(), Pass(2.7))
+    # It goes in the very turn of the loop in which the first one ends.
+    world = play(*crowd, Leave(0), Leave(1), Turn(5), Close(), setting=ONE_AT_A_TIME)
+    assert world.ended == ["left", "left", "served by a"]
