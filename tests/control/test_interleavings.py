@@ -191,11 +191,22 @@ def test_those_whom_a_node_turned_away_keep_the_order_in_which_they_came() -> No
     crowd = (first, Pass(0.01), second, Pass(), Answer(), Pass(0.05))
     busy = (Ask("m", hold=9), Ask("m", hold=9), Pass(0.3))
     world = play(*crowd, *busy, Pass(), setting=Setting(takes=(("a", (2, 0)),)))
-    assert world.ended == ["served by a"] * 4
+    assert world.ended == ["served by a"] * 2 + ["served by a at last"] * 2
+
+
+def test_whoever_a_node_turned_away_is_served_before_those_who_came_later() -> None:
+    crowd = (Ask("m", hold=0.1, busy=True), Pass(), Answer(), Pass(0.2))
+    world = play(*crowd, Ask("m"), Ask("m"), Pass(), setting=ONE_AT_A_TIME)
+    assert world.ended == ["served by a at last", "served by a", "served by a"]
+
+
+def test_the_bound_counts_from_the_arrival_for_those_whom_a_node_turns_away() -> None:
+    world = play(Ask("m", hold=60, busy=True), Pass(), Answer(), Pass(61), Ask("m"))
+    assert world.ended == ["model_loading", "served by a"]
 
 
 def test_a_client_that_leaves_takes_nobodys_turn() -> None:
-    crowd = (Ask("m", hold=3), Ask("m"), Ask("m"), Pass(), Answer(), Pass(2.7))
+    crowd = (Ask("m", hold=9), Ask("m"), Ask("m"), Pass(), Answer(), Pass(2.7))
     # It goes in the very turn of the loop in which the first one ends.
     world = play(*crowd, Leave(0), Leave(1), Turn(5), Close(), setting=ONE_AT_A_TIME)
     assert world.ended == ["left", "left", "served by a"]

@@ -282,19 +282,18 @@ class World:
     # Clients.
 
     async def _ask(self, ask: Ask) -> str:
-        arrived, busy = now(), ask.busy
+        arrived, busy, since = now(), ask.busy, None
         try:
             while True:
-                route = await self.dispatcher.route(Query(ask.model))
+                route = await self.dispatcher.route(Query(ask.model), since=since)
                 try:
                     await asyncio.sleep(ask.hold)
                 finally:
                     self.dispatcher.confirm(route, served=ask.served and not busy)
                     route.lease.release()
                 if not busy or route.route != "cold":
-                    return f"served by {route.node}"
-                busy = False
-                await self.dispatcher.wait_turn(route, arrived)
+                    return f"served by {route.node}" + " at last" * (busy != ask.busy)
+                busy, since = False, arrived
         except Refusal as refusal:
             return refusal.kind.code
 
