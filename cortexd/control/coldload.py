@@ -162,8 +162,13 @@ class LoadTable:
     async def wait_turn(
         self, replica: Replica, since: float | None = None, patience: Patience | None = None
     ) -> Lease | None:
-        """Wait behind those whose turn has not come, or (`since`) where one stood before."""
+        """Wait behind those whose turn has not come, or (`since`) where one stood before.
+
+        Raises Refusal.
+        """
         self._check_open()
+        if since is not None and now() - since >= self._timeout:
+            raise still_loading(replica.model, replica.node)
         line = self._turns.line_of(replica)
         return await self._stand_in(line, replica.model, None, patience, since)
 

@@ -56,10 +56,14 @@ class Dispatcher:
         self._table = table
         self._endpoints = endpoints
 
-    async def route(self, query: Query, patience: Patience | None = None) -> RouteDecision:
+    async def route(
+        self, query: Query, patience: Patience | None = None, since: float | None = None
+    ) -> RouteDecision:
         """Claim a replica for `query`, loading the model if need be. Raises Refusal.
 
         patience: told what the request waits for.
+        since: when it arrived, loop time, after a node has turned it away though it had waited:
+            it stands in line again, in the place of its arrival.
         """
         passes, missing, waited, cold = 0, 0, 0.0, False
         unusable: Refusal | None = None
@@ -85,10 +89,12 @@ class Dispatcher:
                     waited += now() - began
                     if lease is None:
                         continue
-                case Serve(replica) if (replica.node, replica.model) in registry.ledger.turns:
+                case Serve(replica) if (
+                    since is not None or (replica.node, replica.model) in registry.ledger.turns
+                ):
                     # Others have waited for it for longer.
                     began, cold = now(), True
-                    lease = await self._table.wait_turn(replica, patience=patience)
+                    lease = await self._table.wait_turn(replica, since, patience)
                     waited += now() - began
                     if lease is None:
                         continue
@@ -111,17 +117,6 @@ class Dispatcher:
                 # No usable endpoint there: another replica may have one.
                 unusable = refusal
                 query = Query(query.model, {*query.tried, lease.key[0]})
-
-    async def wait_turn(
-        self, route: RouteDecision, since: float, patience: Patience | None = None
-    ) -> None:
-        """Back to the front of the line, after the node turned away a request that had waited.
-
-        since: when it arrived, loop time. Raises Refusal when it has waited for too long.
-        """
-        lease = await self._table.wait_turn(route.replica, since, patience)
-        if lease is not None:
-            lease.release()  # routed anew: what was true before may not be any more
 
     async def _claimed(
         self, lease: Lease, decision: Decision, cold: bool, waited: float

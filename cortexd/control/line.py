@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from operator import itemgetter
 from typing import Final
 
 from cortexd.control.registry import Lease
@@ -30,16 +31,15 @@ class Line:
         return next(iter(self._waiting.values()), None)
 
     async def wait(self, since: float | None = None) -> Lease | None:
-        """Wait until it is one's turn. `since`: back to the front, with the time of one's arrival.
+        """Wait until it is one's turn. `since`: back in one's place, by the time of one's arrival.
 
         Raises Refusal.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Lease | None] = loop.create_future()
-        if since is None:
-            self._waiting[future] = loop.time()
-        else:
-            self._waiting = {future: since} | self._waiting
+        self._waiting[future] = loop.time() if since is None else since
+        if since is not None:
+            self._waiting = dict(sorted(self._waiting.items(), key=itemgetter(1)))
         try:
             return await future
         except asyncio.CancelledError:
@@ -55,12 +55,13 @@ class Line:
     def grant(self, count: int, claim: Callable[[], Lease | None]) -> None:
         """The first `count` go on. Claims are made now, so that nothing comes between; the
         waiters wake in batches."""
-        for future in list(islice(self._waiting, max(0, count))):
+        # One that has left stands here until its task has woken up; it takes nobody's turn.
+        present = (future for future in self._waiting if not future.done())
+        for future in list(islice(present, max(0, count))):
             del self._waiting[future]
-            if not future.done():
-                if not self._granted:
-                    asyncio.get_running_loop().call_soon(self._wake)
-                self._granted.append((future, claim()))
+            if not self._granted:
+                asyncio.get_running_loop().call_soon(self._wake)
+            self._granted.append((future, claim()))
 
     def dissolve(self) -> None:
         """All of them decide again."""

@@ -36,6 +36,9 @@ class Turns:
         """Turn the waits in `line` into claims, in this turn of the loop, as many as there is room
         for; the others keep their place."""
         key = (node, model)
+        if key in self._lines:  # from before the model was gone; its waiters come back behind
+            self._lines[key].dissolve()
+            self._drop(key)
         self._grant(key, line, len(line))
         if len(line):
             self._add(key, line)
@@ -47,15 +50,9 @@ class Turns:
 
     def look(self, moment: float, timeout: float) -> None:
         """Regularly: end waits that are too long or in vain, and let the next ones go on."""
-        registry = self._registry
         for key, line in list(self._lines.items()):
-            decision = decide(Query(key[1]), registry.snapshot, registry.ledger, moment)
-            if isinstance(decision, Serve | Lazy):
-                line.refuse(still_loading(key[1], key[0]), older_than=moment - timeout)
-                self._next(key)
-            else:
-                line.dissolve()
-                self._drop(key)
+            line.refuse(still_loading(key[1], key[0]), older_than=moment - timeout)
+            self._next(key)
 
     def close(self) -> None:
         """Forget them all."""
@@ -72,11 +69,21 @@ class Turns:
         del self._registry.ledger.turns[key]
 
     def _next(self, key: Key) -> None:
-        """A request there has ended, or time has passed: the next may go."""
+        """A request there has ended, or time has passed: the next may go, while it serves."""
         line = self._lines[key]
-        self._grant(key, line, 1)
+        if self._serves(*key):
+            self._grant(key, line, 1)
+        else:
+            line.dissolve()
         if not len(line):
             self._drop(key)
+
+    def _serves(self, node: str, model: str) -> bool:
+        """Whether this very replica does, wherever else the model is."""
+        snapshot = self._registry.snapshot
+        others = {known.node for known in snapshot.replicas.get(model, ())} - {node}
+        decision = decide(Query(model, others), snapshot, self._registry.ledger, now())
+        return isinstance(decision, Serve | Lazy)
 
     def _grant(self, key: Key, line: Line, unknown: int) -> None:
         """As many as there is room for; `unknown` when the node does not say."""

@@ -77,8 +77,15 @@ PAUSES: st.SearchStrategy[Step | None] = st.sampled_from(
     [None, None, Turn(1), Turn(2), Turn(3), Turn(5)]
     + [Pass(seconds) for seconds in (0, 0, 0, 0.1, 0.6, 0.6, 16, 45, 301)]
 )
-STEPS = st.lists(st.tuples(EVENTS, PAUSES), max_size=40).map(
-    lambda pairs: [step for pair in pairs for step in pair if step is not None]
+# More of them than a node takes at once: who is left over waits for a turn.
+CROWD = st.one_of(
+    st.just([]),
+    st.lists(ASKS, min_size=2, max_size=6).map(
+        lambda asks: [*asks, Pass(), Answer(0), Answer(1), Turn(4)]
+    ),
+)
+STEPS = st.tuples(CROWD, st.lists(st.tuples(EVENTS, PAUSES), max_size=40)).map(
+    lambda both: both[0] + [step for pair in both[1] for step in pair if step is not None]
 )
 TAKES = st.sampled_from([None, (1, 0), (1, 1), (2, 1)])
 SETTINGS = st.builds(
@@ -153,3 +160,53 @@ def test_a_load_past_its_bound_that_still_moves_is_not_given_up() -> None:
     world = play(Ask("m"), Pass(), *moves, Ask("m"), Pass(), Answer(), Pass())
     assert world.ended == ["model_loading", "served by a"]
     assert world.loads == {("a", "m"): 1}
+
+
+ONE_AT_A_TIME = Setting(takes=(("a", (1, 0)), ("b", (1, 0))))
+
+
+def test_who_waits_for_a_turn_at_a_node_that_goes_down_goes_elsewhere_at_once() -> None:
+    crowd = (Ask("m", hold=3), Ask("m", hold=3), Pass(), Answer(), Pass(1))
+    moved = (Poll("b", (("m", "loaded"),)), Poll("a", fails=True), Pass(2.5))
+    world = play(*crowd, *moved, setting=ONE_AT_A_TIME)
+    assert world.ended == ["served by a", "served by b"]
+
+
+def test_no_turn_is_given_where_the_model_has_gone_meanwhile() -> None:
+    crowd = (Ask("m", hold=0.2), Ask("m"), Pass(), Answer(), Pass(0.1))
+    world = play(*crowd, Poll("a", ()), Pass(0.1), Answer(), Pass(), setting=ONE_AT_A_TIME)
+    assert world.ended == ["served by a", "served by a"]
+    assert world.loads == {("a", "m"): 2}
+
+
+def test_who_waits_for_a_turn_is_not_forgotten_when_the_model_is_loaded_anew() -> None:
+    crowd = (Ask("m", hold=60), Ask("m"), Pass(), Answer(), Pass())
+    anew = (Poll("a", ()), Ask("m"), Turn(5), Answer(), Pass())
+    world = play(*crowd, *anew, setting=Setting(takes=(("a", (1, 0)),), timeout=100))
+    assert world.ended == ["served by a"] * 3
+
+
+def test_those_whom_a_node_turned_away_keep_the_order_in_which_they_came() -> None:
+    first, second = Ask("m", hold=0.1, busy=True), Ask("m", hold=0.2, busy=True)
+    crowd = (first, Pass(0.01), second, Pass(), Answer(), Pass(0.05))
+    busy = (Ask("m", hold=9), Ask("m", hold=9), Pass(0.3))
+    world = play(*crowd, *busy, Pass(), setting=Setting(takes=(("a", (2, 0)),)))
+    assert world.ended == ["served by a"] * 2 + ["served by a at last"] * 2
+
+
+def test_whoever_a_node_turned_away_is_served_before_those_who_came_later() -> None:
+    crowd = (Ask("m", hold=0.1, busy=True), Pass(), Answer(), Pass(0.2))
+    world = play(*crowd, Ask("m"), Ask("m"), Pass(), setting=ONE_AT_A_TIME)
+    assert world.ended == ["served by a at last", "served by a", "served by a"]
+
+
+def test_the_bound_counts_from_the_arrival_for_those_whom_a_node_turns_away() -> None:
+    world = play(Ask("m", hold=60, busy=True), Pass(), Answer(), Pass(61), Ask("m"))
+    assert world.ended == ["model_loading", "served by a"]
+
+
+def test_a_client_that_leaves_takes_nobodys_turn() -> None:
+    crowd = (Ask("m", hold=9), Ask("m"), Ask("m"), Pass(), Answer(), Pass(2.7))
+    # It goes in the very turn of the loop in which the first one ends.
+    world = play(*crowd, Leave(0), Leave(1), Turn(5), Close(), setting=ONE_AT_A_TIME)
+    assert world.ended == ["left", "left", "served by a"]

@@ -220,6 +220,8 @@ class WatchedRegistry(Registry):
         key, replica = (node, model), self.replica(node, model)
         if replica is None or replica.status not in {LOADED, RELOADING, UNLOADED}:
             self.wrong.append(f"a claim on {model} on {node}, which is {replica}")
+        if key in self.ledger.turns and not self.snapshot.nodes[node].healthy:
+            self.wrong.append(f"a turn at {node}, which is down")
         task = asyncio.current_task()
         in_turn = key in self.ledger.turns or (task and task.get_name().startswith("load"))
         if in_turn and replica is not None and replica.status != UNLOADED:
@@ -287,19 +289,18 @@ class World:
     # Clients.
 
     async def _ask(self, ask: Ask) -> str:
-        arrived, busy = now(), ask.busy
+        arrived, busy, since = now(), ask.busy, None
         try:
             while True:
-                route = await self.dispatcher.route(Query(ask.model))
+                route = await self.dispatcher.route(Query(ask.model), since=since)
                 try:
                     await asyncio.sleep(ask.hold)
                 finally:
                     self.dispatcher.confirm(route, served=ask.served and not busy)
                     route.lease.release()
                 if not busy or route.route != "cold":
-                    return f"served by {route.node}"
-                busy = False
-                await self.dispatcher.wait_turn(route, arrived)
+                    return f"served by {route.node}" + " at last" * (busy != ask.busy)
+                busy, since = False, arrived
         except Refusal as refusal:
             return refusal.kind.code
 
