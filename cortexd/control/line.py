@@ -30,7 +30,7 @@ class Line:
         return next(iter(self._waiting.values()), None)
 
     async def wait(self, since: float | None = None) -> Lease | None:
-        """Wait until it is one's turn. `since`: back to the front, with the time of one's arrival.
+        """Wait until it is one's turn. `since`: back to one's place, by the time of one's arrival.
 
         Raises Refusal.
         """
@@ -39,7 +39,8 @@ class Line:
         if since is None:
             self._waiting[future] = loop.time()
         else:
-            self._waiting = {future: since} | self._waiting
+            waiting = [(future, since), *self._waiting.items()]
+            self._waiting = dict(sorted(waiting, key=lambda waiter: waiter[1]))
         try:
             return await future
         except asyncio.CancelledError:
