@@ -36,6 +36,9 @@ class Turns:
         """Turn the waits in `line` into claims, in this turn of the loop, as many as there is room
         for; the others keep their place."""
         key = (node, model)
+        if (before := self._lines.get(key)) is not None:
+            before.dissolve()  # of a model that was gone in between: nobody would look at it again
+            self._drop(key)
         self._grant(key, line, len(line))
         if len(line):
             self._add(key, line)
