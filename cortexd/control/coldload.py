@@ -111,6 +111,7 @@ class LoadTable:
         self._entries: dict[str, Entry] = {}
         self._late: set[Entry] = set()  # ours, past the bound: the node may still be at it
         self._turns = Turns(registry)
+        self._is_closed = False
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._turns)
@@ -145,6 +146,7 @@ class LoadTable:
         A claim on the replica where it is now resident, or None: decide again.
         Raises Refusal when the wait was in vain.
         """
+        self._check_open()
         entry = self._entries.get(decision.model)
         if entry is None:
             entry = (
@@ -158,6 +160,7 @@ class LoadTable:
         self, replica: Replica, since: float | None = None, patience: Patience | None = None
     ) -> Lease | None:
         """Wait behind those whose turn has not come, or (`since`) where one stood before."""
+        self._check_open()
         line = self._turns.line_of(replica)
         return await self._stand_in(line, replica.model, None, patience, since)
 
@@ -190,6 +193,7 @@ class LoadTable:
 
         Raises Refusal.
         """
+        self._check_open()
         self._registry.ledger.failures.pop((placement.node, model), None)
         entry = self._entries.get(model) or self._load(placement, model)
         node = entry.node
@@ -221,15 +225,18 @@ class LoadTable:
         return entry.node
 
     async def close(self) -> None:
-        """Tell the waiters at once. The loads themselves are left to their nodes."""
-        refusal = Refusal(
-            errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment."
-        )
+        """Tell the waiters at once, and who comes after them. The loads themselves are left to
+        their nodes."""
+        self._is_closed = True
         for _, line in self._lines():
-            line.refuse(refusal)
+            line.refuse(_shutting_down())
         self._entries.clear()
         self._turns.close()
         await self._tasks.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise _shutting_down()
 
     # Jobs.
 
@@ -257,6 +264,7 @@ class LoadTable:
         loading = self._registry.ledger.loading
         if entry.is_ours and loading.get(entry.model) == entry.node:
             del loading[entry.model]
+            self._registry.wake()
         if not entry.has_ended:  # it crashed: whoever waits must not pay for that
             self._end(entry, Event.FAULT)
 
@@ -308,6 +316,7 @@ class LoadTable:
         pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
         failures[node, model] = Failure(words, now() + pause, count)
         self._registry.ledger.loading.pop(model, None)
+        self._registry.wake()  # who watches a load of ours that is late
         self._metrics.child(self._metrics.loads, model, node, "failed").inc()
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
         self._events.tell("load_failed", node=node, model=model, message=words)
@@ -429,3 +438,7 @@ def _recovering(model: str, node: str | None) -> Refusal:
     return Refusal(
         errors.MODEL_RECOVERING, f"The model {model!r} is being rebuilt on {node}; try again soon."
     )
+
+
+def _shutting_down() -> Refusal:
+    return Refusal(errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment.")

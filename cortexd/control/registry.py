@@ -88,7 +88,7 @@ class Registry:
         """Stop waiting for nodes that have not answered their first poll."""
         if not self.snapshot.settled:
             self.snapshot = msgspec.structs.replace(self.snapshot, settled=True)
-            self._wake()
+            self.wake()
 
     def replica(self, node: str, model: str) -> Replica | None:
         """The model on that node, as routing sees it now."""
@@ -105,6 +105,12 @@ class Registry:
         """Until anything that routing reads has changed."""
         await self._changed.wait()
 
+    def wake(self) -> None:
+        """Something that routing reads has changed, in the ledger if not here."""
+        # The present waiters wake; later ones wait for the next change.
+        self._changed.set()
+        self._changed = asyncio.Event()
+
     def _put(self, node: Node) -> None:
         before, after = self.snapshot, with_node(self.snapshot, node)
         if not after.settled and all(known.polled for known in after.nodes.values()):
@@ -115,12 +121,7 @@ class Registry:
             or after.settled != before.settled
             or _is_routed_otherwise(before.nodes[node.name], node)
         ):
-            self._wake()
-
-    def _wake(self) -> None:
-        # The present waiters wake; later ones wait for the next change.
-        self._changed.set()
-        self._changed = asyncio.Event()
+            self.wake()
 
 
 def _is_routed_otherwise(before: Node, after: Node) -> bool:
