@@ -116,8 +116,8 @@ class Relay:
             if is_first:
                 is_first = False
                 self._accounting.routed(inbound, route, waited)
-            if alive is not None and route.route == "lazy":
-                alive.waits_at(route.node)
+            if alive is not None:
+                alive.waits_at(route.node if route.route == "lazy" else None)
             call = self._call(inbound, body, route, attempts)
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)

@@ -368,6 +368,65 @@ async def test_it_goes_on_until_the_first_byte_of_the_answer(
         assert_ended_well(heard)
 
 
+@in_every_dialect
+async def test_who_waits_for_a_turn_after_the_load_is_kept_alive_too(dialect: Dialect) -> None:
+    thought = asyncio.Event()
+
+    async def think(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await thought.wait()
+        return await infer(request, body)
+
+    neuron = engine(answer=think)
+    neuron.health = {"models": [{"id": "m", "max_in_flight": 1, "max_queue_depth": 0}]}
+    async with loading(neuron) as (fleet, _, client):
+        asking = [asyncio.create_task(fleet.ask()) for _ in range(2)]
+        await until(lambda: fleet.gateway.table.waiting() == {"m": 2})
+        neuron.release.set()
+        await until(lambda: len(neuron.inference) == 1)
+        # One is served, one waits for its turn, and the third comes when the load is over.
+        await client.send(dialect.request())
+        so_far = b"".join([await a_sign_of_life(client) for _ in range(3)])
+        assert len(neuron.inference) == 1
+        thought.set()
+        heard = await client.read_answer(so_far=so_far)
+        assert heard.get("x-cortex-route") == "cold"
+        assert dialect.split(heard.body)[1] == dialect.answer
+        assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
+
+
+async def test_a_lazy_start_that_goes_on_at_a_loaded_replica_is_kept_alive_no_more() -> None:
+    moved, thought = asyncio.Event(), asyncio.Event()
+
+    async def die(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await moved.wait()
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def think(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["model"] == "m":
+            await thought.wait()
+        return await infer(request, body)
+
+    a, b = engine({"m": "unloaded"}, die), engine({"cold": "loading"}, think)
+    async with (
+        loading(a, keepalive(1.0), b=b) as (fleet, _, client),
+        connected(client.ends()[1]) as other,
+    ):
+        await client.send(CHAT.request())
+        await until(lambda: len(a.inference) == 1)
+        b.models["m"] = "loaded"
+        await until(lambda: len(fleet.gateway.registry.snapshot.replicas["m"]) == 2)
+        moved.set()
+        await until(lambda: len(b.inference) == 1)
+        await other.send(CHAT.request(model="cold"))
+        await a_sign_of_life(other)
+        thought.set()
+        heard = await client.read_answer()
+        assert (heard.get("x-cortex-node"), heard.get("x-cortex-route")) == ("b", "loaded")
+        assert heard.body == CHAT.answer
+
+
 async def test_a_client_that_leaves_a_kept_stream_leaves_nothing_behind() -> None:
     async with loading() as (fleet, neuron, client):
         await client.send(CHAT.request())
