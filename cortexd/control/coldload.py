@@ -46,7 +46,10 @@ class Patience(Protocol):
     """Who is told what a request waits for, while it does."""
 
     def waits_for(self, load: Entry | None) -> None:
-        """It waits for this; None: no more."""
+        """It waits for this; None: for its turn after a load."""
+
+    def goes_on(self) -> None:
+        """It waits no more."""
 
 
 class Entry:
@@ -192,7 +195,7 @@ class LoadTable:
             return await line.wait(since)
         finally:
             if patience is not None:
-                patience.waits_for(None)
+                patience.goes_on()
 
     # What operators ask for (`control.operator`).
 

@@ -89,7 +89,7 @@ class Dispatcher:
                     waited += now() - began
                     if lease is None:
                         continue
-                case Serve(replica) if (
+                case Serve(replica) | Lazy(replica) if (
                     since is not None or (replica.node, replica.model) in registry.ledger.turns
                 ):
                     # Others have waited for it for longer.

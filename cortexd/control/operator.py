@@ -187,7 +187,7 @@ class Operator:
                 f"The model {model!r} is resident on {name} but can't answer; unload it first.",
             )
         if (info is not None and info.status in _COMING) or (
-            self._registry.ledger.loading.get(model) == name  # one of ours that is late
+            model in self._registry.ledger.loading  # one of ours is late: one at a time
         ):
             return None
         return Load(model, self._placement(model, node))

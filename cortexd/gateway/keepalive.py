@@ -42,21 +42,26 @@ class KeepAlive:
         self._splice = splice
         self._interval = interval
         self._shows_node = shows_node
+        self._waits = False
         self._load: Entry | None = None
         self._lazy_node: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._said = 0  # events of ours, which Responses numbers
 
     def waits_for(self, load: Entry | None) -> None:
-        """The request waits for this load; None: for none any more."""
-        self._load = load
-        if load is not None:
-            self._begin()
-
-    def waits_at(self, node: str) -> None:
-        """The request waits at a node that wakes the model up by itself."""
-        self._lazy_node = node
+        """The request waits for this load; None: for its turn after one."""
+        self._waits, self._load = True, load
         self._begin()
+
+    def goes_on(self) -> None:
+        """It waits no more."""
+        self._waits, self._load = False, None
+
+    def waits_at(self, node: str | None) -> None:
+        """The request waits at a node that wakes the model up by itself; None: at none."""
+        self._lazy_node = node
+        if node is not None:
+            self._begin()
 
     def stop(self) -> None:
         """Say no more."""
@@ -78,7 +83,7 @@ class KeepAlive:
     def _beat(self) -> None:
         self._timer = None
         splice = self._splice
-        is_waiting = self._load is not None or self._lazy_node is not None
+        is_waiting = self._waits or self._lazy_node is not None
         if splice.first_at is not None or splice.is_gone or not (is_waiting or splice.is_open):
             return
         if not splice.is_open:
@@ -92,7 +97,7 @@ class KeepAlive:
         said += b"Content-Type: text/event-stream\r\n"
         said += b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
         if self._shows_node:
-            route = "lazy" if self._load is None else "cold"
+            route = "cold" if self._waits else "lazy"
             said += lines(
                 {
                     "x-cortex-model": inbound.model or "",

@@ -115,19 +115,20 @@ class Relay:
             inbound.model or "",
             self._config.upstream.retries,
             patience_for=self._config.loading.timeout,
-            patience=alive,
         )
         first: RouteDecision | None = None
         while True:
-            route = inbound.route = await self._dispatcher.route(attempts.query, alive)
+            route = inbound.route = await self._dispatcher.route(
+                attempts.query, alive, attempts.since
+            )
             if first is None:
                 first = route
                 self._accounting.routed(inbound, route, route.waited)
-            elif first.is_cold_start:
-                # A request that met a cold model did so, however often it is tried after that.
+            elif attempts.since is not None:
+                # It met a cold model, however often it is turned away after that.
                 route = inbound.route = msgspec.structs.replace(route, route=first.route)
-            if alive is not None and route.route == "lazy":
-                alive.waits_at(route.node)
+            if alive is not None:
+                alive.waits_at(route.node if route.route == "lazy" else None)
             call = self._call(inbound, body, route, attempts)
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from cortexd.control.coldload import Patience
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.turns import now
 from cortexd.fleet.routing import Query
@@ -22,7 +21,8 @@ class Attempts:
 
     retries: how many attempts may follow the first.
     patience_for: seconds that a request which met a cold model may wait in all.
-    patience: told what it waits for.
+    since: when it arrived, loop time, once a node has turned it away though it had waited for its
+        model: it goes back to its place in the line.
     is_fresh: the next one must not use a connection that was used before.
     """
 
@@ -33,16 +33,15 @@ class Attempts:
         retries: int,
         *,
         patience_for: float = 0.0,
-        patience: Patience | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._model = model
         self._tried: set[str] = set()
         self._left = retries
         self._has_resent = False
-        self._since = now()
-        self._until = self._since + patience_for
-        self._patience = patience
+        self._began = now()
+        self._until = self._began + patience_for
+        self.since: float | None = None
         self.is_fresh = False
 
     @property
@@ -66,12 +65,9 @@ class Attempts:
         return busy(other) < busy(route.replica)  # ours counts there, so this is "no busier"
 
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
-        """Whether another attempt may follow this fault; `query` and `is_fresh` then say how.
-
-        Raises Refusal when it has waited in vain.
-        """
+        """Whether another attempt may follow this fault; `query`, `is_fresh` and `since` say how."""
         if fault.what == "declined" and self._has_a_place(route):
-            await self._dispatcher.wait_turn(route, self._since, self._patience)
+            self.since = self._began
             return True
         if not self._left:
             return False

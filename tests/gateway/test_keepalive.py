@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Gateway, Loading, Polling
-from cortexd.config.units import Duration
 from cortexd.control import coldload
-from tests.fakes import FakeNeuron
-from tests.functional.raw import Client, Heard, connected
 from tests.gateway.dialects import (
     CHAT,
     MESSAGES,
@@ -27,42 +20,8 @@ from tests.gateway.dialects import (
     in_every_dialect,
     infer,
 )
-from tests.gateway.fleet import Fleet, running_fleet, until
-
-SOON, NEVER = 0.03, 60.0  # seconds of silence; a test is over long before the second
-
-
-def keepalive(seconds: float = SOON, *, timeout: float = 60.0, expose_route: bool = True) -> Config:
-    return Config(
-        polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2),
-        loading=Loading(timeout=Duration(timeout), keepalive=Duration(seconds)),
-        gateway=Gateway(expose_route=expose_route),
-    )
-
-
-@asynccontextmanager
-async def loading(
-    neuron: FakeNeuron | None = None, config: Config | None = None, model: str = "m", **more: Any
-) -> AsyncIterator[tuple[Fleet, FakeNeuron, Client]]:
-    """A gateway before one node whose loads wait, and a connection to it."""
-    neuron = neuron or engine()
-    async with (
-        running_fleet(Profile(model), config=config or keepalive(), a=neuron, **more) as fleet,
-        connected(fleet.gateway.address) as client,
-    ):
-        yield fleet, neuron, client
-
-
-async def a_sign_of_life(client: Client) -> bytes:
-    """One more, with the head if it is the first."""
-    return await client.read_until(b"\n\n\r\n")
-
-
-async def heard_over(client: Client, neuron: FakeNeuron, signs: int = 3) -> Heard:
-    """The answer of a model that is loaded after so many signs of life."""
-    so_far = b"".join([await a_sign_of_life(client) for _ in range(signs)])
-    neuron.release.set()
-    return await client.read_answer(so_far=so_far)
+from tests.gateway.fleet import until
+from tests.gateway.kept import a_sign_of_life, heard_over, keepalive, loading
 
 
 @in_every_dialect
@@ -164,131 +123,6 @@ async def test_responses_are_kept_alive_in_the_order_that_sdks_insist_on() -> No
 
 
 @in_every_dialect
-async def test_an_answer_within_the_grace_period_has_its_own_head_and_no_sign_of_life(
-    dialect: Dialect,
-) -> None:
-    async with loading(config=keepalive(NEVER)) as (fleet, neuron, client):
-        await client.send(dialect.request())
-        await until(lambda: bool(fleet.loads("a")))
-        neuron.release.set()
-        heard = await client.read_answer()
-        assert (heard.status, heard.get("x-cortex-node")) == (200, "a")
-        assert heard.get("x-cortex-route") == "cold"
-        assert heard.body == dialect.answer
-
-
-@in_every_dialect
-async def test_a_refusal_within_the_grace_period_has_its_real_status(dialect: Dialect) -> None:
-    async def fail(body: dict[str, Any]) -> web.Response:
-        return web.json_response({"error": "disk full"}, status=500)
-
-    neuron = engine()
-    neuron.load_answer = fail
-    async with loading(neuron, keepalive(NEVER)) as (_, _, client):
-        heard = await client.ask(dialect.request())
-        assert (heard.status, heard.code) == (502, "cold_load_failed")
-        assert b"disk full" in heard.body
-
-
-@in_every_dialect
-async def test_who_does_not_stream_waits_for_a_real_status(dialect: Dialect) -> None:
-    async with loading() as (_, neuron, client), connected(client.ends()[1]) as other:
-        await client.send(dialect.request(stream=False))
-        await other.send(dialect.request())
-        # By now the first would have heard of it too.
-        so_far = b"".join([await a_sign_of_life(other) for _ in range(5)])
-        assert not client.unread
-        neuron.release.set()
-        heard = await client.read_answer()
-        assert heard.raw.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert heard.get("x-cortex-node") == "a"
-        assert heard.body == dialect.answer
-        assert (await other.read_answer(so_far=so_far)).complete
-
-
-async def test_http_1_0_waits_for_a_real_status() -> None:
-    async with loading() as (_, neuron, client), connected(client.ends()[1]) as other:
-        await client.send(CHAT.request(version="1.0"))
-        await other.send(CHAT.request())
-        for _ in range(5):
-            await a_sign_of_life(other)
-        neuron.release.set()
-        heard = await client.read_answer()
-        assert (heard.status, heard.get("x-cortex-node")) == (200, "a")
-        assert heard.body == CHAT.answer
-
-
-async def test_other_paths_wait_for_a_real_status() -> None:
-    async with loading() as (fleet, neuron, client):
-        asking = asyncio.create_task(fleet.ask(path="/v1/audio/speech", stream=True))
-        await client.send(CHAT.request())
-        so_far = b"".join([await a_sign_of_life(client) for _ in range(5)])
-        assert not asking.done()
-        neuron.infer = FakeNeuron()._infer
-        neuron.release.set()
-        assert (await asking).headers["x-cortex-node"] == "a"
-        assert (await client.read_answer(so_far=so_far)).complete
-
-
-@pytest.mark.parametrize("head_first", [False, True])
-@in_every_dialect
-async def test_a_slow_prompt_on_a_loaded_model_gets_no_early_head(
-    dialect: Dialect, head_first: bool
-) -> None:
-    thought = asyncio.Event()
-
-    async def think(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        if head_first:
-            await response.prepare(request)
-        await thought.wait()
-        await response.prepare(request)
-        await response.write(dialect.answer)
-        return response
-
-    neuron = engine({"m": "loaded"}, think)
-    async with (
-        loading(neuron, model="cold") as (_, _, client),
-        connected(client.ends()[1]) as other,
-    ):
-        await client.send(dialect.request())
-        await until(lambda: len(neuron.inference) == 1)
-        # Somebody else's keep-alives are the clock.
-        await other.send(dialect.request(model="cold"))
-        for _ in range(5):
-            await a_sign_of_life(other)
-        thought.set()
-        heard = await client.read_answer()
-        assert (heard.get("x-cortex-node"), heard.get("x-cortex-route")) == ("a", "loaded")
-        assert heard.body == dialect.answer
-
-
-async def test_a_slow_prompt_right_after_a_short_load_gets_no_early_head() -> None:
-    thought = asyncio.Event()
-
-    async def think(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if body["model"] == "m":
-            await thought.wait()
-        return await infer(request, body)
-
-    neuron = engine(answer=think)
-    neuron.release.set()
-    config = keepalive(1.0)
-    async with (
-        loading(neuron, config, model="m", b=engine({"cold": "loading"})) as (_, _, client),
-        connected(client.ends()[1]) as other,
-    ):
-        await client.send(CHAT.request())
-        await until(lambda: len(neuron.inference) == 1)
-        await other.send(CHAT.request(model="cold"))
-        await a_sign_of_life(other)  # by then the first one's grace period is over as well
-        thought.set()
-        heard = await client.read_answer()
-        assert (heard.get("x-cortex-node"), heard.get("x-cortex-route")) == ("a", "cold")
-        assert heard.body == CHAT.answer
-
-
-@in_every_dialect
 async def test_who_joins_a_load_is_kept_alive_too(dialect: Dialect) -> None:
     async with loading() as (fleet, neuron, client):
         asking = asyncio.create_task(fleet.ask())
@@ -367,6 +201,32 @@ async def test_it_goes_on_until_the_first_byte_of_the_answer(
         heard = await client.read_answer(so_far=so_far)
         assert dialect.split(heard.body)[1] == dialect.answer
         assert_ended_well(heard)
+
+
+@in_every_dialect
+async def test_who_waits_for_a_turn_after_the_load_is_kept_alive_too(dialect: Dialect) -> None:
+    thought = asyncio.Event()
+
+    async def think(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await thought.wait()
+        return await infer(request, body)
+
+    neuron = engine(answer=think)
+    neuron.health = {"models": [{"id": "m", "max_in_flight": 1, "max_queue_depth": 0}]}
+    async with loading(neuron) as (fleet, _, client):
+        asking = [asyncio.create_task(fleet.ask()) for _ in range(2)]
+        await until(lambda: fleet.gateway.table.waiting() == {"m": 2})
+        neuron.release.set()
+        await until(lambda: len(neuron.inference) == 1)
+        # One is served, one waits for its turn, and the third comes when the load is over.
+        await client.send(dialect.request())
+        so_far = b"".join([await a_sign_of_life(client) for _ in range(3)])
+        assert len(neuron.inference) == 1
+        thought.set()
+        heard = await client.read_answer(so_far=so_far)
+        assert heard.get("x-cortex-route") == "cold"
+        assert dialect.split(heard.body)[1] == dialect.answer
+        assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
 
 
 async def test_a_client_that_leaves_a_kept_stream_leaves_nothing_behind() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 import msgspec
@@ -22,7 +23,6 @@ class Routes:
         self.nodes = nodes
         self.moved = moved
         self.load = load
-        self.back_in_line = 0
 
     def other(self, query: Query) -> Replica | None:
         left = [Replica(node, "m", "loaded") for node in self.nodes if node not in query.tried]
@@ -30,9 +30,6 @@ class Routes:
 
     def in_flight(self, replica: Replica) -> int:
         return self.load.get(replica.node, 0)
-
-    async def wait_turn(self, route: RouteDecision, since: float, patience: object) -> None:
-        self.back_in_line += 1
 
     async def endpoint_moved(self, route: RouteDecision) -> str | None:
         return "http://elsewhere" if self.moved else None
@@ -128,12 +125,14 @@ COLD = msgspec.structs.replace(A, route="cold")
 async def test_who_has_waited_for_a_model_goes_back_to_the_line_as_often_as_need_be(
     status: int,
 ) -> None:
-    routes = Routes("a")
-    tries = Attempts(cast(Dispatcher, routes), "m", 0, patience_for=60)
+    tries = Attempts(cast(Dispatcher, Routes("a")), "m", 0, patience_for=60)
+    arrived = asyncio.get_running_loop().time()
+    assert tries.since is None
     for _ in range(5):
         assert tries.declines(COLD, status)
         assert await tries.has_next(fault("declined"), COLD)
-    assert routes.back_in_line == 5
+    assert tries.since is not None
+    assert tries.since <= arrived
     assert tries.query.tried == set()
 
 
