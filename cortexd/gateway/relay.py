@@ -118,13 +118,12 @@ class Relay:
         )
         first: RouteDecision | None = None
         while True:
-            route = inbound.route = await self._dispatcher.route(
-                attempts.query, alive, attempts.since
-            )
+            since = attempts.since
+            route = inbound.route = await self._dispatcher.route(attempts.query, alive, since)
             if first is None:
                 first = route
                 self._accounting.routed(inbound, route, route.waited)
-            elif attempts.since is not None:
+            elif since is not None:
                 # It met a cold model, however often it is turned away after that.
                 route = inbound.route = msgspec.structs.replace(route, route=first.route)
             if alive is not None:

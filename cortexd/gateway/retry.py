@@ -65,7 +65,7 @@ class Attempts:
         return busy(other) < busy(route.replica)  # ours counts there, so this is "no busier"
 
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
-        """Whether another attempt may follow this fault; `query`, `is_fresh` and `since` say how."""
+        """Whether another attempt may follow this fault; the attributes then say how."""
         if fault.what == "declined" and self._has_a_place(route):
             self.since = self._began
             return True

@@ -37,7 +37,8 @@ class UsageRemover:
         text = self._rest + data
         done = []
         at = 0
-        for boundary in _BOUNDARY.finditer(text):
+        # What was held back has no boundary in it, but one may begin at its end.
+        for boundary in _BOUNDARY.finditer(text, max(0, len(self._rest) - 3)):
             event = text[at : boundary.end()]
             at = boundary.end()
             if _is_usage_alone(event):
