@@ -210,3 +210,8 @@ def test_a_client_that_leaves_takes_nobodys_turn() -> None:
     # It goes in the very turn of the loop in which the first one ends.
     world = play(*crowd, Leave(0), Leave(1), Turn(5), Close(), setting=ONE_AT_A_TIME)
     assert world.ended == ["left", "left", "served by a"]
+
+
+def test_a_load_whose_answer_is_lost_is_over_when_its_node_lists_the_model() -> None:
+    world = play(Ask("m"), Pass(), Poll("a", (("m", "loaded"),)), Pass(1), Close())
+    assert world.ended == ["served by a"]
