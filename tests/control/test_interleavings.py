@@ -101,7 +101,7 @@ common = settings(
 )
 
 
-@settings(common, max_examples=150)
+@settings(common, max_examples=300)
 @given(SETTINGS, STEPS)
 def test_every_wait_ends_and_nothing_is_left(setting: Setting, steps: list[Step]) -> None:
     play(*steps, setting=setting)
@@ -215,3 +215,9 @@ def test_a_client_that_leaves_takes_nobodys_turn() -> None:
 def test_a_load_whose_answer_is_lost_is_over_when_its_node_lists_the_model() -> None:
     world = play(Ask("m"), Pass(), Poll("a", (("m", "loaded"),)), Pass(1), Close())
     assert world.ended == ["served by a"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_client_that_leaves_around_the_moment_of_its_turn_leaves_no_claim(turns: int) -> None:
+    world = play(Ask("m", hold=3), Pass(), Answer(), Turn(turns), Leave(), Pass())
+    assert world.ended == ["left"]

@@ -233,7 +233,7 @@ class WatchedRegistry(Registry):
         return super().lease(node, model)
 
 
-class Guest(logging.Handler):
+class Crashes(logging.Handler):
     """Notes the tasks that crash."""
 
     def __init__(self, wrong: list[str]) -> None:
@@ -419,8 +419,8 @@ def play(*steps: Step, setting: Setting = Setting()) -> World:
 async def _play(setting: Setting, steps: tuple[Step, ...]) -> World:
     world, loop = World(setting), asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: world.wrong.append(str(context)))
-    guest = Guest(world.wrong)
-    logging.getLogger("cortexd").addHandler(guest)
+    crashes = Crashes(world.wrong)
+    logging.getLogger("cortexd").addHandler(crashes)
     try:
         if setting.polled:
             for name in world.neurons:
@@ -430,7 +430,7 @@ async def _play(setting: Setting, steps: tuple[Step, ...]) -> World:
             await world.take(step)
         await world.end()
     finally:
-        logging.getLogger("cortexd").removeHandler(guest)
+        logging.getLogger("cortexd").removeHandler(crashes)
     return world
 
 
