@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
-from tests.control.world import (
+from tests.control.steps import (
     Answer,
     Ask,
     Cancel,
@@ -23,8 +23,8 @@ from tests.control.world import (
     Setting,
     Step,
     Turn,
-    play,
 )
+from tests.control.world import play
 
 PROFILES = (Profile("m"), Profile("n", pinned_on=("b", "a")))
 MODELS = st.sampled_from(["m", "m", "n", "stray"])  # a stray one is in no catalogue
