@@ -409,7 +409,7 @@ class LoadTable:
                 self._give_up(entry, "the node restarted in the middle of it")
             elif entry.fraction is not None and moment - entry.moved >= STALL:
                 self._give_up(entry, f"it stands still at {entry.fraction:.0%}")
-            elif entry.has_ended and _is_loaded(node, entry.model):
+            elif _is_loaded(node, entry.model):  # the answer may be lost
                 self._succeed(entry)
                 if entry.job is not None:
                     entry.job.cancel()

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
-from tests.control.world import (
+from tests.control.steps import (
     Answer,
     Ask,
     Cancel,
@@ -23,8 +23,8 @@ from tests.control.world import (
     Setting,
     Step,
     Turn,
-    play,
 )
+from tests.control.world import play
 
 PROFILES = (Profile("m"), Profile("n", pinned_on=("b", "a")))
 MODELS = st.sampled_from(["m", "m", "n", "stray"])  # a stray one is in no catalogue
@@ -101,7 +101,7 @@ common = settings(
 )
 
 
-@settings(common, max_examples=150)
+@settings(common, max_examples=300)
 @given(SETTINGS, STEPS)
 def test_every_wait_ends_and_nothing_is_left(setting: Setting, steps: list[Step]) -> None:
     play(*steps, setting=setting)
@@ -210,3 +210,14 @@ def test_a_client_that_leaves_takes_nobodys_turn() -> None:
     # It goes in the very turn of the loop in which the first one ends.
     world = play(*crowd, Leave(0), Leave(1), Turn(5), Close(), setting=ONE_AT_A_TIME)
     assert world.ended == ["left", "left", "served by a"]
+
+
+def test_a_load_whose_answer_is_lost_is_over_when_its_node_lists_the_model() -> None:
+    world = play(Ask("m"), Pass(), Poll("a", (("m", "loaded"),)), Pass(1), Close())
+    assert world.ended == ["served by a"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_a_client_that_leaves_around_the_moment_of_its_turn_leaves_no_claim(turns: int) -> None:
+    world = play(Ask("m", hold=3), Pass(), Answer(), Turn(turns), Leave(), Pass())
+    assert world.ended == ["left"]

@@ -7,9 +7,8 @@ import asyncio
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from cortexd.config.catalogue import Profile
 from cortexd.control.coldload import TICK, LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
@@ -39,103 +38,25 @@ from cortexd.wire.neuron import (
     UnloadRequest,
 )
 from tests.control.clockwork import Clockwork
+from tests.control.steps import (
+    Answer,
+    Ask,
+    Cancel,
+    Close,
+    Leave,
+    Operate,
+    Pass,
+    Poll,
+    Serves,
+    Setting,
+    Step,
+    Turn,
+)
 
 GPU = Discovery([DeviceInfo(0, 24000)])
 INSTANT = 1e-6  # seconds, in which all who can go on do
 METRICS = Metrics()
-
-# What may happen. Nobody has a turn between two steps unless one of them is a Turn or a Pass.
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request comes. hold: seconds at the node. busy: which turns it away at first."""
-
-    model: str
-    hold: float = 0
-    busy: bool = False
-    served: bool = True
-
-
-@dataclass(frozen=True)
-class Leave:
-    """A client goes, waiting or served."""
-
-    which: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A POST /models/load is answered."""
-
-    which: int = 0
-    how: Literal["loaded", "loading", 400, 500, "lost"] = "loaded"
-
-
-@dataclass(frozen=True)
-class Poll:
-    """A poll comes back. status: of each model listed; age: seconds since it was sent."""
-
-    node: str
-    status: tuple[tuple[str, str], ...] = ()
-    fraction: float | None = None
-    age: float = 0
-    fails: bool = False
-    restarted: bool = False
-    servable: bool = True
-
-
-@dataclass(frozen=True)
-class Serves:
-    """What a node answers when it is asked for an endpoint: a status, after some seconds."""
-
-    node: str
-    status: int = 200
-    takes: float = 0
-
-
-@dataclass(frozen=True)
-class Operate:
-    model: str
-    node: str
-
-
-@dataclass(frozen=True)
-class Cancel:
-    model: str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """So many turns of the loop."""
-
-    turns: int = 1
-
-
-@dataclass(frozen=True)
-class Pass:
-    """All who can go on do; then so many seconds pass."""
-
-    seconds: float = 0
-
-
-@dataclass(frozen=True)
-class Close:
-    """The gateway shuts down."""
-
-
-Step = Ask | Leave | Answer | Poll | Serves | Operate | Cancel | Turn | Pass | Close
-
-
-@dataclass(frozen=True)
-class Setting:
-    """takes: what a node says that it takes at a time (max_in_flight, max_queue_depth)."""
-
-    profiles: tuple[Profile, ...] = (Profile("m"),)
-    takes: tuple[tuple[str, tuple[int, int] | None], ...] = (("a", None), ("b", None))
-    timeout: float = 40
-    max_waiting: int = 1000
-    polled: bool = True
+USUAL = Setting()
 
 
 @dataclass(eq=False)
@@ -233,7 +154,7 @@ class WatchedRegistry(Registry):
         return super().lease(node, model)
 
 
-class Guest(logging.Handler):
+class Crashes(logging.Handler):
     """Notes the tasks that crash."""
 
     def __init__(self, wrong: list[str]) -> None:
@@ -247,7 +168,7 @@ class Guest(logging.Handler):
 class World:
     """One fleet, one gateway's control floor, and its clients."""
 
-    def __init__(self, setting: Setting = Setting()) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.wrong: list[str] = []
         self.posts: list[Post] = []
@@ -417,7 +338,7 @@ class World:
         self.check()
 
 
-def play(*steps: Step, setting: Setting = Setting()) -> World:
+def play(*steps: Step, setting: Setting = USUAL) -> World:
     """What is left when these steps were taken and everything has ended."""
     with asyncio.Runner(loop_factory=Clockwork) as runner:
         return runner.run(_play(setting, steps))
@@ -426,8 +347,8 @@ def play(*steps: Step, setting: Setting = Setting()) -> World:
 async def _play(setting: Setting, steps: tuple[Step, ...]) -> World:
     world, loop = World(setting), asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: world.wrong.append(str(context)))
-    guest = Guest(world.wrong)
-    logging.getLogger("cortexd").addHandler(guest)
+    crashes = Crashes(world.wrong)
+    logging.getLogger("cortexd").addHandler(crashes)
     try:
         if setting.polled:
             for name in world.neurons:
@@ -437,7 +358,7 @@ async def _play(setting: Setting, steps: tuple[Step, ...]) -> World:
             await world.take(step)
         await world.end()
     finally:
-        logging.getLogger("cortexd").removeHandler(guest)
+        logging.getLogger("cortexd").removeHandler(crashes)
     return world
 
 
