@@ -11,8 +11,9 @@ from typing import Literal
 import msgspec
 
 from cortexd import errors
-from cortexd.control.coldload import LoadTable, Patience
+from cortexd.control.coldload import LoadTable
 from cortexd.control.endpoints import EndpointMissing, Endpoints
+from cortexd.control.entry import Patience
 from cortexd.control.registry import Lease, Registry
 from cortexd.control.turns import now
 from cortexd.errors import Refusal

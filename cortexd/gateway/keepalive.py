@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from cortexd.control.coldload import Entry
+from cortexd.control.entry import Entry
 from cortexd.errors import Refusal
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.refusals import last_words, own_lines

@@ -5,7 +5,6 @@ from __future__ import annotations
 from cortexd.errors import Kind
 
 UNAUTHORIZED = Kind("unauthorized", 401)
-BUSY = Kind("busy", 409)
 UNKNOWN_HARNESS = Kind("unknown_harness", 422)
 UNKNOWN_DEVICE = Kind("unknown_device", 422)
 NO_SUCH_QUANT = Kind("no_such_quant", 422)

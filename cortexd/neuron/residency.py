@@ -17,12 +17,11 @@ from pathlib import Path
 
 from cortexd.config.neuron import LocalModel
 from cortexd.daemon.tasks import Tasks
-from cortexd.errors import MODEL_NOT_FOUND, SHUTTING_DOWN, Refusal
+from cortexd.errors import BUSY, MODEL_NOT_FOUND, SHUTTING_DOWN, Refusal
 from cortexd.neuron import library
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.harness import Engine, EngineError, Harness, Launch
 from cortexd.neuron.refusals import (
-    BUSY,
     CUDA_UNAVAILABLE,
     INSUFFICIENT_VRAM,
     LOAD_CANCELLED,

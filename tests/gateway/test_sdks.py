@@ -103,16 +103,20 @@ async def test_openai_responses_read_over_it() -> None:
 
 
 async def test_openais_accumulating_helper_wants_one_response_id_in_a_stream() -> None:
-    """The engine's own id comes after ours, unchanged; what reads events one by one does not mind."""
+    """The engine's own id comes after ours, unchanged. Who reads event by event does not mind."""
     async with (
         loading() as (fleet, neuron),
         openai_client(fleet) as client,
         client.responses.stream(model="m", input="hi") as stream,
     ):
-        with pytest.raises(RuntimeError):
+
+        async def read() -> None:
             async for event in stream:
                 if event.type == "response.in_progress":
                     neuron.release.set()
+
+        with pytest.raises(RuntimeError):
+            await read()
 
 
 async def test_anthropic_messages_read_over_it() -> None:

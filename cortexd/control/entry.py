@@ -1,0 +1,66 @@
+"""An entry of the load table: one load or watch, its state, and those who wait for it.
+
+Only the table changes one; others read how far it is, or wait for its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from cortexd.control.lifecycle import ENDS, Event, State, after
+from cortexd.control.line import Line
+from cortexd.control.turns import now
+from cortexd.errors import Refusal
+
+
+class Patience(Protocol):
+    """Who is told what a request waits for, while it does."""
+
+    def waits_for(self, load: Entry | None) -> None:
+        """It waits for this; None: for its turn after a load."""
+
+    def goes_on(self) -> None:
+        """It waits no more."""
+
+
+class Entry:
+    """One load, or one watch over what others do, and those who wait for it.
+
+    node: where; None while that is not known. deadline: loop time. stage, fraction: how far it is,
+        in the node's words. is_ours: we asked for it. refusal: what it ended with, if with one.
+    """
+
+    def __init__(self, model: str, node: str | None, deadline: float, *, is_ours: bool) -> None:
+        self.model = model
+        self.node = node
+        self.deadline = deadline
+        self.is_ours = is_ours
+        self.is_cancelled = False
+        self.state = State.QUEUED
+        self.line = Line()
+        self.began = self.moved = now()
+        self.stage: str | None = None
+        self.fraction: float | None = None
+        self.epoch = 0
+        self.job: asyncio.Task[None] | None = None
+        self.refusal: Refusal | None = None
+        self._over = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.model!r} on {self.node} {self.state.value} waiting={len(self.line)}>"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody can join it any more."""
+        return self.state in ENDS
+
+    def happens(self, event: Event) -> None:
+        """Go on to the next state. Raises IllegalTransition."""
+        self.state = after(self.state, event)
+        if self.has_ended:
+            self._over.set()
+
+    async def wait_over(self) -> None:
+        """Until it has ended, whatever the end."""
+        await self._over.wait()
