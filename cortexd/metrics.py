@@ -123,7 +123,9 @@ class Metrics:
             return
         self.child(self.prompt_tokens, model, node).inc(usage.prompt)
         self.child(self.completion_tokens, model, node).inc(usage.completion)
-        self.child(self.cached_prompt_tokens, model, node).inc(usage.cached)
+        cached = self.child(self.cached_prompt_tokens, model, node)
+        if usage.cached:
+            cached.inc(usage.cached)
 
     def exposition(self) -> Iterator[bytes]:
         """The text format, family by family, so that a long scrape need not hold the loop."""

@@ -57,6 +57,19 @@ class Dispatcher:
         self._table = table
         self._endpoints = endpoints
 
+    def route_now(self, query: Query) -> RouteDecision | None:
+        """The same for the usual request, which has nothing to wait for; None for any other."""
+        registry = self._registry
+        decision = decide(query, registry.snapshot, registry.ledger, now())
+        if not isinstance(decision, Serve):
+            return None
+        replica = decision.replica
+        endpoint = self._endpoints.known(replica)
+        if endpoint is None or replica.status != LOADED or registry.ledger.turns:
+            return None
+        lease = registry.lease(replica.node, replica.model)
+        return RouteDecision(replica, endpoint, "loaded", lease)
+
     async def route(
         self, query: Query, patience: Patience | None = None, since: float | None = None
     ) -> RouteDecision:

@@ -44,15 +44,19 @@ class Endpoints:
         self._known: dict[tuple[str, str], tuple[Replica, str]] = {}
         self._asked: dict[tuple[str, str], asyncio.Task[str | Refusal | EndpointMissing]] = {}
 
+    def known(self, replica: Replica) -> str | None:
+        """The same when it need not be asked."""
+        found = self._known.get((replica.node, replica.model))
+        return found[1] if found is not None and found[0] is replica else None
+
     async def resolve(self, replica: Replica) -> str:
         """The base URL for inference on this replica, without a trailing slash.
 
         Raises EndpointMissing, or Refusal (endpoint_resolve_failed, endpoint_refused).
         """
         key = (replica.node, replica.model)
-        known = self._known.get(key)
-        if known is not None and known[0] is replica:
-            return known[1]
+        if (known := self.known(replica)) is not None:
+            return known
         # Simultaneous requests share one question; it belongs to none of them.
         task = self._asked.get(key)
         if task is None:

@@ -58,19 +58,25 @@ class AccessLog:
     def flush(self) -> None:
         """Write what has been collected; a full disk or a closed pipe harms nothing."""
         lines, self._lines = self._lines, []
+        if not lines:
+            return
         with suppress(OSError, ValueError):
-            self._stream.write("".join(map(self._format, lines)))
+            self._stream.write(self._format(lines))
             self._stream.flush()
 
 
-def _json(line: AccessLine) -> str:
-    text = _encode(line)
+def _json(lines: list[AccessLine]) -> str:
+    text = b"\n".join(map(_encode, lines))
     if not text.isascii():
-        return json.dumps(json.loads(text)) + "\n"
+        text = b"\n".join(json.dumps(json.loads(_encode(line))).encode() for line in lines)
     return text.decode() + "\n"
 
 
-def _words(line: AccessLine) -> str:
+def _words(lines: list[AccessLine]) -> str:
+    return "".join(map(_in_words, lines))
+
+
+def _in_words(line: AccessLine) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(line.ts))
     fields = {
         name: value

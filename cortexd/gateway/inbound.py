@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 from aiohttp import web
 
 from cortexd.control.dispatch import RouteDecision
@@ -11,8 +10,7 @@ from cortexd.gateway.refusals import Dialect
 from cortexd.proxy.exchange import Carried
 
 
-@dataclass(slots=True)
-class Inbound:
+class Inbound(msgspec.Struct, eq=False):
     """One request. `received` is monotonic; `status` is 0 until it is answered.
 
     asked, model: as the caller spelt it, and the concrete id.

@@ -119,7 +119,10 @@ class Relay:
         first: RouteDecision | None = None
         while True:
             since = attempts.since
-            route = inbound.route = await self._dispatcher.route(attempts.query, alive, since)
+            route = self._dispatcher.route_now(attempts.query) if since is None else None
+            if route is None:
+                route = await self._dispatcher.route(attempts.query, alive, since)
+            inbound.route = route
             if first is None:
                 first = route
                 self._accounting.routed(inbound, route, route.waited)

@@ -134,7 +134,10 @@ class Gate:
             self._is_dead, self.awaits = True, None
             self._break_off(self._payload, Refusal(errors.BAD_REQUEST, _BROKEN))
             return _NOTHING
-        if messages := fed[0]:
+        messages = fed[0]
+        if not (messages or data):  # aiohttp asks, after a pause, whether anything was kept
+            return fed
+        if messages:
             for index, (message, _) in enumerate(messages):
                 blob = b"".join(chain.from_iterable(message.raw_headers))
                 if (fault := _fault(message, len(blob))) is not None:
