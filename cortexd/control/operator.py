@@ -65,6 +65,7 @@ class Operator:
         self._poller = poller
         self._timeout = timeout
         self._tasks = Tasks()
+        self._unloads: dict[tuple[str, str], asyncio.Task[Refusal | None]] = {}
 
     async def load(self, name: str, node: str | None = None) -> Loaded:
         """Have a model resident: on `node`, or where routing would put it.
@@ -100,11 +101,7 @@ class Operator:
         if entry is not None and entry.node is not None:
             there.add(entry.node)
         names = sorted(there if node is None else there & {node})
-        # Tasks: what was begun is brought to its end, though its caller leaves.
-        tasks = [
-            self._tasks.spawn(f"unload {model} on {each}", self._unload(model, each, force))
-            for each in names
-        ]
+        tasks = [self._begin_unload(model, each, force) for each in names]
         ends = await asyncio.gather(*(asyncio.shield(task) for task in tasks))
         gone = [each for each, end in zip(names, ends, strict=True) if end is None]
         for refusal in ends:
@@ -217,6 +214,16 @@ class Operator:
         )
 
     # Unloading.
+
+    def _begin_unload(self, model: str, node: str, force: bool) -> asyncio.Task[Refusal | None]:
+        """A task, since what was begun is brought to its end, though its caller leaves; the one
+        that is under way, since a second one could meet a load that was begun in between."""
+        key = (model, node)
+        if key not in self._unloads:
+            work = self._unload(model, node, force)
+            task = self._unloads[key] = self._tasks.spawn(f"unload {model} on {node}", work)
+            task.add_done_callback(lambda _: self._unloads.pop(key))
+        return self._unloads[key]
 
     async def _unload(self, model: str, node: str, force: bool) -> Refusal | None:
         """None when it is gone."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
@@ -97,11 +97,13 @@ SETTINGS = st.builds(
     polled=st.sampled_from([True, True, True, False]),
 )
 common = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # to explain takes minutes
 )
 
 
-@settings(common, max_examples=300)
+@settings(common, max_examples=300, derandomize=True)  # chance is for the soak
 @given(SETTINGS, STEPS)
 def test_every_wait_ends_and_nothing_is_left(setting: Setting, steps: list[Step]) -> None:
     play(*steps, setting=setting)
@@ -149,6 +151,21 @@ def test_nothing_is_loaded_where_a_cancelled_load_is_still_unloaded() -> None:
     )
     assert world.ended == ["cold_load_failed", "cancelled", "served by a"]
     assert world.loads == {("a", "m"): 2}
+
+
+def test_two_operators_who_cancel_a_load_unload_it_once() -> None:
+    world = play(
+        Ask("m"),
+        Poll("a", (("m", "loading"),)),
+        Serves("a", takes=0.1),
+        Ask("m"),
+        Ask("m"),
+        Cancel("m"),
+        Pass(),
+        Cancel("m"),
+        setting=Setting(timeout=5, max_waiting=1),
+    )
+    assert world.ended.count("cancelled") == 2
 
 
 def test_a_load_past_its_bound_that_still_moves_is_not_given_up() -> None:
