@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     from cortexd.cli import samples
     from cortexd.cli.processes import ProcessDied
 
-    taken = [port for port in (args.port, args.port + 1, *args.neuron_ports) if not _is_free(port)]
+    taken = [
+        port for port in (args.port, _admin_port(args), *args.neuron_ports) if not _is_free(port)
+    ]
     if taken:
         print(
             f"Port {taken[0]} is in use. Choose others, for example:\n"
@@ -130,7 +132,7 @@ async def _show(args: argparse.Namespace, place: Path, keys: list[str]) -> None:
             if "minilm-l6-v2" in files:
                 await _embed(session, "minilm-l6-v2")
         if not args.once:
-            _say(_next_commands(base, f"http://{HOST}:{args.port + 1}"))
+            _say(_next_commands(base, f"http://{HOST}:{_admin_port(args)}"))
             while True:
                 processes.check()
                 await asyncio.sleep(0.5)
@@ -169,7 +171,7 @@ def _write_configuration(args: argparse.Namespace, place: Path, files: dict[str,
         "cortex": {
             "gateway": {
                 "listen": f"{HOST}:{args.port}",
-                "admin_listen": f"{HOST}:{args.port + 1}",
+                "admin_listen": f"{HOST}:{_admin_port(args)}",
             },
             "neurons": [
                 {"name": name, "endpoint": f"http://{HOST}:{port}"} for name, port in ports.items()
@@ -324,6 +326,14 @@ async def _waiting() -> AsyncIterator[Callable[[], None]]:
     finally:
         over()
         await tasks.close()
+
+
+def _admin_port(args: argparse.Namespace) -> int:
+    """The operators' listener: the first port above the gateway's that no neuron takes."""
+    port = int(args.port) + 1
+    while port in args.neuron_ports:
+        port += 1
+    return port
 
 
 def _next_commands(base: str, admin: str) -> str:
