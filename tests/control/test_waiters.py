@@ -144,7 +144,7 @@ async def test_a_wait_in_line_ends_at_its_bound() -> None:
     neuron = FakeNeuron()
     neuron.health = {"models": [{"id": "m", "max_in_flight": 1, "max_queue_depth": 0}]}
     slots = Slots(neuron)
-    async with fleet_with(Loading(timeout=Duration(1)), a=neuron) as fleet:
+    async with fleet_with(Loading(timeout=Duration(3)), a=neuron) as fleet:
         requests = [asyncio.create_task(fleet.ask(user=str(number))) for number in range(4)]
         await until(lambda: sum(request.done() for request in requests) == 3)
         done = [request for request in requests if request.done()]
