@@ -141,11 +141,13 @@ async def test_those_who_leave_the_line_make_way_for_the_others() -> None:
 
 
 async def test_a_wait_in_line_ends_at_its_bound() -> None:
-    neuron = FakeNeuron()
+    neuron = held()
     neuron.health = {"models": [{"id": "m", "max_in_flight": 1, "max_queue_depth": 0}]}
     slots = Slots(neuron)
-    async with fleet_with(Loading(timeout=Duration(3)), a=neuron) as fleet:
+    async with fleet_with(Loading(timeout=Duration(2)), a=neuron) as fleet:
         requests = [asyncio.create_task(fleet.ask(user=str(number))) for number in range(4)]
+        await waiting(fleet, 4)
+        neuron.release.set()
         await until(lambda: sum(request.done() for request in requests) == 3)
         done = [request for request in requests if request.done()]
         assert codes([request.result() for request in done]) == {"model_loading": 3}
