@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from cortexd.cli.paths import config_path
+from cortexd.cli.paths import add_config_option, config_path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,12 +16,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "there is one.",
         epilog="example: cortexd check --config ./etc/cortex.toml",
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="default: /etc/cortexd/cortex.toml, else ./etc/cortex.toml",
-    )
+    add_config_option(parser, "cortex.toml")
     parser.set_defaults(run=run)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cortexd.cli.paths import config_path
+from cortexd.cli.paths import add_config_option, config_path
 
 if TYPE_CHECKING:
     from cortexd.config.neuron import Config
@@ -24,12 +24,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Run the node agent: it loads models on this host and serves them.",
         epilog="example: cortexd neuron --config /etc/cortexd/neuron.toml",
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="default: /etc/cortexd/neuron.toml, else ./etc/neuron.toml",
-    )
+    add_config_option(parser, "neuron.toml")
     parser.set_defaults(run=run)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from cortexd.cli.paths import config_path
+from cortexd.cli.paths import add_config_option, config_path
 
 if TYPE_CHECKING:
     import aiohttp
@@ -37,12 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the gateway's admin_listen, as http://host:port or unix:/path "
         f"(default: what the configuration says, else {DEFAULT})",
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="default: /etc/cortexd/cortex.toml, else ./etc/cortex.toml",
-    )
+    add_config_option(parser, "cortex.toml")
     parser.add_argument("--json", action="store_true", help="print the gateway's answer as JSON")
 
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 SYSTEM = Path("/etc/cortexd")
+
+
+def add_config_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """`--config FILE`, which `config_path` takes with the same NAME."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"default: {SYSTEM / name}, else ./etc/{name}",
+    )
 
 
 def config_path(given: Path | None, name: str) -> Path:

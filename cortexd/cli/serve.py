@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cortexd.cli.paths import config_path
+from cortexd.cli.paths import add_config_option, config_path
 
 if TYPE_CHECKING:
     import ssl
@@ -26,12 +25,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Run the gateway: one endpoint in front of every neuron in the configuration.",
         epilog="example: cortexd serve --config /etc/cortexd/cortex.toml",
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="default: /etc/cortexd/cortex.toml, else ./etc/cortex.toml",
-    )
+    add_config_option(parser, "cortex.toml")
     parser.set_defaults(run=run)
 
 
