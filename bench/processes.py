@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import http.client
 import json
 import os
@@ -20,12 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from cortexd.cli.processes import following_us
+
 START_LIMIT = 30.0  # seconds for a process to answer its first request
 STOP_LIMIT = 5.0  # seconds after SIGTERM before SIGKILL
 ROOT = Path(__file__).parents[1]
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Processes:
@@ -69,7 +67,7 @@ class Processes:
             stdout=subprocess.PIPE if pipes else output,
             stderr=None if pipes else output,
             start_new_session=True,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509 - we have one thread
+            preexec_fn=following_us(),  # noqa: PLW1509 - we have one thread
             env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
         )
         if not isinstance(output, int):
@@ -122,10 +120,6 @@ class Companion:
         """Send a command and wait for its answer."""
         self.tell(command)
         return self.hear()
-
-
-def _end_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def raise_file_limit() -> None:

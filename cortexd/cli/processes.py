@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -16,6 +17,18 @@ STOP_WITHIN = 15.0  # seconds until a child that was asked to stop is killed
 
 class ProcessDied(Exception):
     """A child ended by itself; the message quotes the end of its log."""
+
+
+def following_us() -> Callable[[], None]:
+    """For `preexec_fn`: even a SIGKILL of this process leaves no child of it running."""
+    libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
+
+    def follow() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # gone before the kernel was asked
+            os._exit(1)
+
+    return follow
 
 
 class Processes:
@@ -27,14 +40,6 @@ class Processes:
 
     def start(self, name: str, *arguments: str) -> None:
         """Run `cortexd ARGUMENTS…`; its output goes to `<logs>/<name>.log`."""
-        libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
-
-        def follow_the_parent() -> None:
-            # Even a SIGKILL of the parent must leave nothing running.
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os._exit(1)
-
         with (self._logs / f"{name}.log").open("wb") as log:
             self._running[name] = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-m", "cortexd", *arguments],
@@ -43,7 +48,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for the command; it stops its children in order.
                 start_new_session=True,
-                preexec_fn=follow_the_parent,  # noqa: PLW1509 - no thread has been started
+                preexec_fn=following_us(),  # noqa: PLW1509 - no thread has been started
             )
 
     def check(self) -> None:
