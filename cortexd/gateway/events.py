@@ -12,17 +12,14 @@ from cortexd.control.events import Events, FleetEvent
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.refusals import own_headers
 from cortexd.proxy.door import Door
+from cortexd.proxy.headers import UNBUFFERED
+from cortexd.wire import sse
 
-QUIET: Final = (
-    15.0  # seconds after which a comment keeps proxies from closing what they take for dead
-)
+# Seconds after which a comment keeps proxies from closing what they take for dead.
+QUIET: Final = 15.0
 LAST: Final = 1.0  # seconds that a listener which is let go has to take what is left
 
-_HEADERS: Final = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+_HEADERS: Final = {"Content-Type": "text/event-stream"} | UNBUFFERED
 
 
 async def stream_events(inbound: Inbound, events: Events) -> web.StreamResponse:
@@ -54,4 +51,4 @@ async def _next(queue: asyncio.Queue[FleetEvent | None]) -> bytes | None:
         return b":\n\n"
     if event is None:
         return None
-    return b"event: %b\ndata: %b\n\n" % (event.event.encode(), msgspec.json.encode(event))
+    return sse.event(event.event, msgspec.json.encode(event))

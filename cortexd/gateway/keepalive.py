@@ -17,13 +17,13 @@ from cortexd.control.entry import Entry
 from cortexd.errors import Refusal
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.refusals import last_words, own_lines
-from cortexd.proxy.headers import lines
+from cortexd.proxy.headers import UNBUFFERED, lines
 from cortexd.proxy.splice import Splice
-from cortexd.wire import openai
+from cortexd.wire import openai, sse
 
 # The paths whose clients know what to do with a sign of life.
 _COMMENTED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
-_PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
+_PING: Final = sse.event("ping", b'{"type": "ping"}')
 PATHS: Final = _COMMENTED | {"/v1/messages", "/v1/responses"}
 
 
@@ -93,19 +93,14 @@ class KeepAlive:
 
     def _head(self) -> bytes:
         inbound = self._inbound
-        said = own_lines(inbound.dialect, inbound.request_id)
-        said += b"Content-Type: text/event-stream\r\n"
-        said += b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+        said = {"Content-Type": "text/event-stream"} | UNBUFFERED
         if self._shows_node:
-            route = "cold" if self._waits else "lazy"
-            said += lines(
-                {
-                    "x-cortex-model": inbound.model or "",
-                    "x-cortex-cold-start": "true",
-                    "x-cortex-route": route,
-                }
-            )
-        return said
+            said |= {
+                "x-cortex-model": inbound.model or "",
+                "x-cortex-cold-start": "true",
+                "x-cortex-route": "cold" if self._waits else "lazy",
+            }
+        return own_lines(inbound.dialect, inbound.request_id) + lines(said)
 
     def _words(self) -> bytes:
         if self._inbound.dialect == "anthropic":
@@ -133,4 +128,4 @@ def _response_event(inbound: Inbound, number: int) -> bytes:
         f"resp_{inbound.request_id}", int(time.time()), inbound.model or ""
     )
     event = openai.ResponseProgress(kind, response, number - 1)
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(event))
+    return sse.event(kind, msgspec.json.encode(event))

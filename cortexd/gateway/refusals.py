@@ -10,7 +10,7 @@ from aiohttp import web
 
 from cortexd import errors
 from cortexd.errors import Refusal
-from cortexd.wire import anthropic, openai
+from cortexd.wire import anthropic, openai, sse
 
 Dialect = Literal["openai", "anthropic"]
 
@@ -81,7 +81,7 @@ def last_words(refusal: Refusal, path: str, request_id: str, *, number: int = 0)
     they are numbered.
     """
     if dialect_of(path) == "anthropic":
-        return b"\n\nevent: error\ndata: %b\n\n" % envelope(refusal, "anthropic", request_id)
+        return b"\n\n" + sse.event("error", envelope(refusal, "anthropic", request_id))
     if path == "/v1/responses":
         failed = openai.ResponseFailed(
             openai.FailedResponse(
@@ -89,7 +89,7 @@ def last_words(refusal: Refusal, path: str, request_id: str, *, number: int = 0)
             ),
             sequence_number=number,
         )
-        return b"\n\nevent: response.failed\ndata: %b\n\n" % msgspec.json.encode(failed)
+        return b"\n\n" + sse.event("response.failed", msgspec.json.encode(failed))
     return b"\n\ndata: %b\n\n" % envelope(refusal, "openai", request_id)
 
 

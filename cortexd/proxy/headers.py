@@ -43,7 +43,7 @@ _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"x-request-id",
 }
 # Nothing on the way may hold an event back: neither a cache nor an nginx in front.
-_UNBUFFERED: Final = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+UNBUFFERED: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _NOT_TO_CLIENT_OF_EVENTS: Final = _NOT_TO_CLIENT | {b"cache-control", b"x-accel-buffering"}
 _OURS: Final = b"x-cortex-"
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
@@ -66,6 +66,9 @@ def lines(fields: Mapping[str, str]) -> bytes:
     return "".join(
         f"{name}: {quote(value, safe=_PRINTABLE)}\r\n" for name, value in fields.items()
     ).encode()
+
+
+_UNBUFFERED: Final = lines(UNBUFFERED)
 
 
 def _kept(fields: Fields, dropped: frozenset[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""Server-sent events, as far as the gateway takes any out of a stream."""
+"""Server-sent events: one of our own, and what the gateway takes out of an engine's stream."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ class _Chunk(msgspec.Struct):
 
 
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+
+
+def event(name: str, data: bytes) -> bytes:
+    """One event. `data`: one line, as JSON is."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
 
 
 class UsageRemover:
