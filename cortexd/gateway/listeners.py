@@ -8,11 +8,9 @@ import socket
 import stat
 from pathlib import Path
 
-from aiohttp import web
-
 from cortexd.config.address import UNIX, parse_listen, unix_path
 from cortexd.proxy.door import DoorServer
-from cortexd.proxy.listen import BACKLOG, GRACE, Listener, listen
+from cortexd.proxy.listen import BACKLOG, Listener, listen, serve_on
 
 MODE = 0o660  # of a socket file: its owner and its group may operate the gateway
 
@@ -30,7 +28,8 @@ async def open_listener(
     """
     try:
         if (path := unix_path(where)) is not None:
-            return await _listen_unix(server, path, shutdown_timeout)
+            sock = await asyncio.to_thread(_bound, path)
+            return await serve_on(server, [sock], (path, 0), shutdown_timeout=shutdown_timeout)
         return await listen(server, *parse_listen(where), shutdown_timeout=shutdown_timeout)
     except OSError as error:
         raise CantListen(f"can't listen on {where} ([gateway] {key}): {error}") from error
@@ -42,14 +41,6 @@ def spelt(address: tuple[str, int]) -> str:
     if host.startswith("/"):
         return UNIX + host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _listen_unix(server: DoorServer, path: str, shutdown_timeout: float) -> Listener:
-    sock = await asyncio.to_thread(_bound, path)
-    runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout + GRACE)
-    await runner.setup()
-    await web.SockSite(runner, sock, backlog=BACKLOG).start()
-    return Listener(server, runner, (path, 0), shutdown_timeout)
 
 
 def _bound(path: str) -> socket.socket:

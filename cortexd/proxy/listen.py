@@ -6,6 +6,7 @@ import asyncio
 import errno
 import resource
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -96,13 +97,24 @@ async def listen(server: DoorServer, host: str, port: int, *, shutdown_timeout: 
     Raises OSError, for a taken port for instance.
     """
     sockets = await _open(host, port)
+    bound = sockets[0].getsockname()
+    return await serve_on(server, sockets, (bound[0], bound[1]), shutdown_timeout=shutdown_timeout)
+
+
+async def serve_on(
+    server: DoorServer,
+    sockets: Sequence[socket.socket],
+    address: tuple[str, int],
+    *,
+    shutdown_timeout: float,
+) -> Listener:
+    """Take connections from sockets that are bound already, all of them at `address`."""
     # aiohttp waits up to twice its own timeout; ours cuts the connections before that.
     runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout + GRACE)
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock, backlog=BACKLOG).start()
-    bound = sockets[0].getsockname()
-    return Listener(server, runner, (bound[0], bound[1]), shutdown_timeout)
+    return Listener(server, runner, address, shutdown_timeout)
 
 
 async def _open(host: str, port: int) -> list[socket.socket]:
