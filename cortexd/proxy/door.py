@@ -23,6 +23,7 @@ from aiohttp.http_parser import RawRequestMessage
 from cortexd import errors
 from cortexd.errors import Kind, Refusal
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET, Gate, Leftover, Parser
+from cortexd.proxy.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,11 @@ class Door(web.RequestHandler):
             gate.since = now
         return now - gate.since > self._limits.body
 
+    def sweep(self, now: float) -> None:
+        """Cut the connection of a client that is past a deadline."""
+        if self.is_late(now):
+            self.abort()
+
     def abort(self) -> None:
         """Cut the connection; what was not sent is lost, and the handler is cancelled.
 
@@ -237,8 +243,10 @@ class DoorServer(web.Server):
         self._doors: set[Door] = set()
         self._are_gone = asyncio.Event()
         self._are_gone.set()
-        self._sweep_every = min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall)))
-        self._sweeper: asyncio.TimerHandle | None = None
+        # The only timer there is for deadlines, whatever the number of connections.
+        self._sweeper = Sweeper(
+            min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall)))
+        )
 
     @property
     def is_leaving(self) -> bool:
@@ -257,12 +265,12 @@ class DoorServer(web.Server):
         door = Door(self, loop=self._loop, limits=self._limits)
         self._doors.add(door)
         self._are_gone.clear()
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(self._sweep_every, self._sweep)
+        self._sweeper.watch(door)
         return door
 
     def forget(self, door: Door) -> None:
         """A connection has ended."""
+        self._sweeper.forget(door)
         self._doors.discard(door)
         if not self._doors:
             self._are_gone.set()
@@ -279,15 +287,6 @@ class DoorServer(web.Server):
         """Cut every connection that is left."""
         for door in list(self._doors):
             door.abort()
-
-    def _sweep(self) -> None:
-        """The only timer there is for deadlines, whatever the number of connections."""
-        now = self._loop.time()
-        for door in [door for door in self._doors if door.is_late(now)]:
-            door.abort()
-        self._sweeper = (
-            self._loop.call_later(self._sweep_every, self._sweep) if self._doors else None
-        )
 
     def _make_request(
         self,

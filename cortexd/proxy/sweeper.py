@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
-TICK: Final = 0.25  # seconds: how late a deadline may be noticed
+TICK: Final = 0.25  # seconds: how late a deadline is noticed, if not said otherwise
 
 
 class Watched(Protocol):
@@ -19,9 +19,10 @@ class Watched(Protocol):
 
 
 class Sweeper:
-    """Calls `sweep` on everything watched, as long as there is anything."""
+    """Calls `sweep` on everything watched, every `tick` seconds, as long as there is anything."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick: float = TICK) -> None:
+        self._every = tick
         self._watched: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -32,7 +33,7 @@ class Sweeper:
         """Begin to look at it."""
         self._watched.add(watched)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+            self._timer = asyncio.get_running_loop().call_later(self._every, self._tick)
 
     def forget(self, watched: Watched) -> None:
         """Look at it no more; a second call does nothing."""
@@ -50,4 +51,4 @@ class Sweeper:
         now = loop.time()
         for watched in list(self._watched):
             watched.sweep(now)
-        self._timer = loop.call_later(TICK, self._tick) if self._watched else None
+        self._timer = loop.call_later(self._every, self._tick) if self._watched else None

@@ -440,10 +440,10 @@ async def test_a_server_that_leaves_says_so_in_every_answer() -> None:
 
 async def test_the_sweeper_rests_when_nobody_is_there() -> None:
     async with open_site(limits=short(head=SHORT)) as site:
-        assert site.server._sweeper is None
+        assert site.server._sweeper._timer is None
         async with connected(site.address) as client:
             await client.read_rest()
-        await until(lambda: site.server._sweeper is None)
+        await until(lambda: site.server._sweeper._timer is None)
 
 
 async def test_a_client_that_is_cut_frees_what_was_held_for_it() -> None:
