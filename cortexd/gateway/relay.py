@@ -23,7 +23,7 @@ from cortexd.gateway.keepalive import KeepAlive, can_wait
 from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
-from cortexd.proxy.connection import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice

@@ -7,7 +7,7 @@ from typing import Final
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.turns import now
 from cortexd.fleet.routing import Query
-from cortexd.proxy.connection import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault
 
 # Statuses that say "not now": another replica may have a place.
 BACK_PRESSURE: Final = frozenset({429, 503})

@@ -21,7 +21,7 @@ from cortexd.errors import Kind, Refusal
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.refusals import UNAUTHORIZED
 from cortexd.neuron.residency import Residency
-from cortexd.proxy.connection import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.exchange import Call, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice

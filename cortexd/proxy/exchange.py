@@ -17,7 +17,8 @@ import msgspec
 from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.connection import Connection, Head, UpstreamFault
+from cortexd.proxy.answer import Head, UpstreamFault
+from cortexd.proxy.connection import Connection
 from cortexd.proxy.headers import client_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, parse_base
 from cortexd.proxy.splice import Splice
@@ -262,8 +263,8 @@ class _Flight:
         self.landed.cancel()
 
     def _let_go(self) -> None:
-        splice, self._connection = self._splice, None
-        splice.on_pause = splice.on_resume = splice.on_gone = _nothing
+        self._connection = None
+        self._splice.unhook()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -287,10 +288,6 @@ class _Flight:
     def _land(self) -> None:
         if not self.landed.done():
             self.landed.set_result(None)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _request_head(request: web.BaseRequest, origin: Origin, target: str, call: Call) -> bytes:

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.connection import Connection, UpstreamFault
+from cortexd.proxy.answer import UpstreamFault
+from cortexd.proxy.connection import Connection
 from cortexd.proxy.sweeper import Sweeper
 
 IDLE: Final = 4.0  # seconds; several engines close theirs after five

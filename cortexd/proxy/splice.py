@@ -96,9 +96,10 @@ class Splice:
         self.is_paused = door.writing_paused  # by the answer before this one
         self.is_event_stream = False
         self.is_gone = request.transport is None
-        self.on_pause: Callable[[], None] = _nothing
-        self.on_resume: Callable[[], None] = _nothing
-        self.on_gone: Callable[[], None] = _nothing
+        self.on_pause: Callable[[], None]
+        self.on_resume: Callable[[], None]
+        self.on_gone: Callable[[], None]
+        self.unhook()
         door.sink = self
 
     # What the exchange calls.
@@ -183,6 +184,10 @@ class Splice:
     def abort(self) -> None:
         """The answer is not whole, and only the connection can tell: it is reset, with the rest."""
         self.is_ended = self._must_abort = True
+
+    def unhook(self) -> None:
+        """Tell nobody any more what the client does."""
+        self.on_pause = self.on_resume = self.on_gone = _nothing
 
     def release(self) -> None:
         """Let go of the client's connection: the next request on it has a splice of its own."""

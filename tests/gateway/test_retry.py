@@ -13,7 +13,7 @@ from cortexd.control.registry import Lease
 from cortexd.fleet.routing import Query
 from cortexd.fleet.snapshot import Ledger, Replica
 from cortexd.gateway.retry import RESEND_WITHIN, Attempts
-from cortexd.proxy.connection import UpstreamFault, What
+from cortexd.proxy.answer import UpstreamFault, What
 
 
 class Routes:

@@ -9,7 +9,8 @@ import pytest
 import trustme
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.connection import Connection, Head, UpstreamFault
+from cortexd.proxy.answer import Head, UpstreamFault
+from cortexd.proxy.connection import Connection
 from cortexd.proxy.pool import Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
 from tests.functional.faults import (

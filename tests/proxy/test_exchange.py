@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.connection import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.splice import Splice
 from cortexd.wire.usage import Usage

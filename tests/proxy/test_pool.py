@@ -9,7 +9,7 @@ import pytest
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy import pool as pool_module
-from cortexd.proxy.connection import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.pool import Origin, Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
 from tests.functional import faults
