@@ -90,5 +90,9 @@ class Refusal(Exception):
         self.param = param
         self.retry_after = kind.retry_after if retry_after is None else retry_after
 
+    def again(self) -> Refusal:
+        """The same for another request: one that is raised twice collects both tracebacks."""
+        return Refusal(self.kind, self.message, param=self.param, retry_after=self.retry_after)
+
     def __repr__(self) -> str:
         return f"<Refusal {self.kind.status} {self.kind.code}: {self.message}>"

@@ -20,8 +20,9 @@ from cortexd.control.events import Events
 from cortexd.control.lifecycle import Event, State
 from cortexd.control.line import Line
 from cortexd.control.poller import Poller
+from cortexd.control.refusals import recovering, shutting_down, still_loading
 from cortexd.control.registry import Lease, Registry
-from cortexd.control.turns import Turns, now, still_loading
+from cortexd.control.turns import Turns, now
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement
@@ -40,7 +41,7 @@ TICK: Final = 0.5  # seconds between two looks at deadlines and progress
 STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
 
 _AT_IT: Final = frozenset({State.LOADING, State.TIMED_OUT})  # as far as the node is concerned
-_COMING: Final = frozenset({LOADED, LOADING, RELOADING})
+_ON_ITS_WAY: Final = frozenset({LOADED, LOADING, RELOADING})
 
 
 class LoadTable:
@@ -176,8 +177,7 @@ class LoadTable:
             words = f"The load of {model!r} was cancelled by an operator; ask for it again."
             refusal = Refusal(errors.COLD_LOAD_FAILED, words, retry_after=1)
             self._end(entry, Event.CANCEL, refusal)
-        if entry.job is not None:
-            entry.job.cancel()
+        entry.stop()
 
     def forget(self, entry: Entry) -> None:
         """A load that was cancelled is gone from its node, too. Not before: one that is begun
@@ -188,16 +188,16 @@ class LoadTable:
         """Tell the waiters at once. The loads themselves are left to their nodes."""
         self._is_closed = True
         for entry in list(self._entries.values()):
-            self._end(entry, Event.CANCEL, _shutting_down())
+            self._end(entry, Event.CANCEL, shutting_down())
         for _, line in self._turns.lines():
-            line.refuse(_shutting_down())
+            line.refuse(shutting_down())
         self._turns.close()
         await self._tasks.close()
 
     def _check_open(self) -> None:
         """Those who wake up while we close must not begin to wait again: nobody would end it."""
         if self._is_closed:
-            raise _shutting_down()
+            raise shutting_down()
 
     # Jobs.
 
@@ -255,7 +255,7 @@ class LoadTable:
         while True:
             await self._registry.wait_changed()
             info = self._registry.snapshot.nodes[node].models.get(model)
-            if info is None or info.status not in _COMING:
+            if info is None or info.status not in _ON_ITS_WAY:
                 words = info.error if info and info.error else "the load has vanished"
                 raise NodeError(words)
             if info.status != LOADING:
@@ -340,48 +340,50 @@ class LoadTable:
 
     def _look_at(self, entry: Entry, moment: float) -> None:
         node = self._registry.snapshot.nodes.get(entry.node or "")
-        if node is not None and entry.state in _AT_IT:
-            info = node.models.get(entry.model)
-            if info is not None and info.progress is not None:
-                progress = (info.progress.stage, info.progress.fraction)
-                if progress != (entry.stage, entry.fraction):
-                    entry.stage, entry.fraction, entry.moved = *progress, moment
-                    self._events.tell(
-                        "load_progress",
-                        node=node.name,
-                        model=entry.model,
-                        stage=entry.stage,
-                        fraction=entry.fraction,
-                    )
-        if entry.is_ours and entry.state in _AT_IT and not entry.is_cancelled:
-            if node is None or node.epoch != entry.epoch:
-                self._give_up(entry, "the node restarted in the middle of it")
-            elif entry.fraction is not None and moment - entry.moved >= STALL:
-                self._give_up(entry, f"it stands still at {entry.fraction:.0%}")
-            elif _is_loaded(node, entry.model):  # the answer may be lost
-                self._succeed(entry)
-                if entry.job is not None:
-                    entry.job.cancel()
-            elif entry.has_ended and not node.healthy:
-                self._give_up(entry, f"the node is down: {node.trouble}")
+        if entry.state in _AT_IT:
+            if node is not None:
+                self._note_progress(entry, node, moment)
+            if entry.is_ours and not entry.is_cancelled:
+                self._judge(entry, node, moment)
         if not entry.has_ended and moment >= entry.deadline:
             self._be_late(entry)
 
+    def _note_progress(self, entry: Entry, node: Node, moment: float) -> None:
+        info = node.models.get(entry.model)
+        if info is None or info.progress is None:
+            return
+        stage, fraction = info.progress.stage, info.progress.fraction
+        if (stage, fraction) != (entry.stage, entry.fraction):
+            entry.stage, entry.fraction, entry.moved = stage, fraction, moment
+            self._events.tell(
+                "load_progress", node=node.name, model=entry.model, stage=stage, fraction=fraction
+            )
+
+    def _judge(self, entry: Entry, node: Node | None, moment: float) -> None:
+        """What its node shows may say more than the answer that is awaited, or never comes."""
+        if node is None or node.epoch != entry.epoch:
+            self._give_up(entry, "the node restarted in the middle of it")
+        elif entry.fraction is not None and moment - entry.moved >= STALL:
+            self._give_up(entry, f"it stands still at {entry.fraction:.0%}")
+        elif _is_loaded(node, entry.model):
+            self._succeed(entry)
+            entry.stop()
+        elif entry.has_ended and not node.healthy:
+            self._give_up(entry, f"the node is down: {node.trouble}")
+
     def _give_up(self, entry: Entry, words: str) -> None:
         self._fail(entry, words)
-        if entry.job is not None:
-            entry.job.cancel()
+        entry.stop()
 
     def _be_late(self, entry: Entry) -> None:
         """A time-out is no failure: the load is the node's, and goes on."""
         model, node = entry.model, entry.node
         if not entry.is_ours:
             refusal = (
-                _recovering(model, node) if self._recovers(model) else still_loading(model, node)
+                recovering(model, node) if self._recovers(model) else still_loading(model, node)
             )
             self._end(entry, Event.LATE, refusal)
-            if entry.job is not None:
-                entry.job.cancel()
+            entry.stop()
             return
         log.warning("loading %r on %s takes over %g s", model, node, self._timeout)
         self._metrics.child(self._metrics.loads, model, node or "", "timeout").inc()
@@ -399,13 +401,3 @@ class LoadTable:
 def _is_loaded(node: Node, model: str) -> bool:
     info = node.models.get(model)
     return info is not None and info.status == LOADED
-
-
-def _shutting_down() -> Refusal:
-    return Refusal(errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment.")
-
-
-def _recovering(model: str, node: str | None) -> Refusal:
-    return Refusal(
-        errors.MODEL_RECOVERING, f"The model {model!r} is being rebuilt on {node}; try again soon."
-    )

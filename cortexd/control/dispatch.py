@@ -14,6 +14,7 @@ from cortexd import errors
 from cortexd.control.coldload import LoadTable
 from cortexd.control.endpoints import EndpointMissing, Endpoints
 from cortexd.control.entry import Patience
+from cortexd.control.refusals import load_failed
 from cortexd.control.registry import Lease, Registry
 from cortexd.control.turns import now
 from cortexd.errors import Refusal
@@ -179,14 +180,8 @@ class Dispatcher:
 
 
 def _in_vain(model: str, ledger: Ledger) -> Refusal:
-    failed = {node: failure for (node, of), failure in ledger.failures.items() if of == model}
-    if failed:
-        words = "; ".join(f"{node} says {failure.message}" for node, failure in failed.items())
-        return Refusal(
-            errors.COLD_LOAD_FAILED,
-            f"The model {model!r} could not be loaded: {words}. Try again.",
-            retry_after=1,
-        )
+    if failed := ledger.failed(model):
+        return load_failed(model, failed, "Try again.")
     return Refusal(
         errors.MODEL_LOADING,
         f"The model {model!r} was loaded but is gone again. Try again in a moment.",

@@ -61,6 +61,11 @@ class Entry:
         if self.has_ended:
             self._over.set()
 
+    def stop(self) -> None:
+        """End the job, whatever it is at."""
+        if self.job is not None:
+            self.job.cancel()
+
     async def wait_over(self) -> None:
         """Until it has ended, whatever the end."""
         await self._over.wait()

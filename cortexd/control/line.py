@@ -74,10 +74,7 @@ class Line:
                 break
             del self._waiting[future]
             if not future.done():
-                # An exception each: a shared one would collect everybody's traceback.
-                future.set_exception(
-                    Refusal(refusal.kind, refusal.message, retry_after=refusal.retry_after)
-                )
+                future.set_exception(refusal.again())
 
     def _wake(self) -> None:
         for _ in range(min(BATCH, len(self._granted))):

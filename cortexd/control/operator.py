@@ -16,8 +16,9 @@ from cortexd import errors
 from cortexd.control.coldload import LoadTable
 from cortexd.control.lifecycle import State
 from cortexd.control.poller import Poller
+from cortexd.control.refusals import load_failed, still_loading
 from cortexd.control.registry import Registry
-from cortexd.control.turns import now, still_loading
+from cortexd.control.turns import now
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement, infeasibility, load_request
@@ -133,9 +134,7 @@ class Operator:
                 entry = self._table.join(step)
             await entry.wait_over()
             if entry.refusal is not None:
-                raise Refusal(
-                    entry.refusal.kind, entry.refusal.message, retry_after=entry.refusal.retry_after
-                )
+                raise entry.refusal.again()
             if entry.state is State.READY and node in (None, entry.node):
                 return entry.node or ""
             if entry.state is State.FAILED and entry.is_ours:
@@ -205,13 +204,7 @@ class Operator:
         return Placement(node.name, LoadRequest(info.id, info.harness, devices=info.devices))
 
     def _failure(self, model: str) -> Refusal:
-        failures = self._registry.ledger.failures.items()
-        words = [f"{node} says {failed.message}" for (node, of), failed in failures if of == model]
-        return Refusal(
-            errors.COLD_LOAD_FAILED,
-            f"The model {model!r} could not be loaded: {'; '.join(words)}. Ask for it again.",
-            retry_after=1,
-        )
+        return load_failed(model, self._registry.ledger.failed(model), "Ask for it again.")
 
     # Unloading.
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-from cortexd import errors
 from cortexd.control.line import Line
+from cortexd.control.refusals import still_loading
 from cortexd.control.registry import Registry
-from cortexd.errors import Refusal
 from cortexd.fleet.routing import Lazy, Query, Serve, decide
 from cortexd.fleet.snapshot import Replica
 
@@ -99,12 +98,3 @@ class Turns:
 def now() -> float:
     """Loop time, which a test may turn forward."""
     return asyncio.get_running_loop().time()
-
-
-def still_loading(model: str, node: str | None) -> Refusal:
-    """The wait was longer than its bound."""
-    where = f" on {node}" if node else ""
-    return Refusal(
-        errors.MODEL_LOADING,
-        f"The model {model!r} is still loading{where}. The load goes on; try again later.",
-    )

@@ -106,6 +106,10 @@ class Ledger:
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
     turns: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
 
+    def failed(self, model: str) -> dict[str, Failure]:
+        """Node → how the last load of that model failed there."""
+        return {node: failure for (node, of), failure in self.failures.items() if of == model}
+
 
 def with_node(snapshot: Snapshot, node: Node) -> Snapshot:
     """The snapshot with `node` put in, and the index renewed where its replicas changed."""

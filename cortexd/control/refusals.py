@@ -1,0 +1,40 @@
+"""What those are told who waited for a model in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cortexd import errors
+from cortexd.errors import Refusal
+from cortexd.fleet.snapshot import Failure
+
+
+def still_loading(model: str, node: str | None) -> Refusal:
+    """The wait was longer than its bound."""
+    where = f" on {node}" if node else ""
+    return Refusal(
+        errors.MODEL_LOADING,
+        f"The model {model!r} is still loading{where}. The load goes on; try again later.",
+    )
+
+
+def recovering(model: str, node: str | None) -> Refusal:
+    """The node rebuilds it by itself, and is not done within the bound for that."""
+    return Refusal(
+        errors.MODEL_RECOVERING, f"The model {model!r} is being rebuilt on {node}; try again soon."
+    )
+
+
+def load_failed(model: str, failed: Mapping[str, Failure], advice: str) -> Refusal:
+    """Every node that was asked says why not. `advice`: a sentence on what to do next."""
+    words = "; ".join(f"{node} says {failure.message}" for node, failure in failed.items())
+    return Refusal(
+        errors.COLD_LOAD_FAILED,
+        f"The model {model!r} could not be loaded: {words}. {advice}",
+        retry_after=1,
+    )
+
+
+def shutting_down() -> Refusal:
+    """Nobody begins to wait any more, and nobody goes on waiting."""
+    return Refusal(errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment.")
