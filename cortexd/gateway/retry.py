@@ -39,6 +39,7 @@ class Attempts:
         self._tried: set[str] = set()
         self._left = retries
         self._has_resent = False
+        self._goes_back = False
         self._began = now()
         self._until = self._began + patience_for
         self.since: float | None = None
@@ -54,7 +55,8 @@ class Attempts:
         a load, for a place in the line."""
         if status not in BACK_PRESSURE:
             return False
-        if self._has_a_place(route):
+        self._goes_back = self._has_a_place(route)
+        if self._goes_back:
             return True
         if not self._left:
             return False
@@ -66,7 +68,8 @@ class Attempts:
 
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
         """Whether another attempt may follow this fault; the attributes then say how."""
-        if fault.what == "declined" and self._has_a_place(route):
+        # As it was declined, whatever the clock says by now.
+        if fault.what == "declined" and self._goes_back:
             self.since = self._began
             return True
         if not self._left:

@@ -12,6 +12,7 @@ from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.registry import Lease
 from cortexd.fleet.routing import Query
 from cortexd.fleet.snapshot import Ledger, Replica
+from cortexd.gateway import retry
 from cortexd.gateway.retry import RESEND_WITHIN, Attempts
 from cortexd.proxy.answer import UpstreamFault, What
 
@@ -133,6 +134,19 @@ async def test_who_has_waited_for_a_model_goes_back_to_the_line_as_often_as_need
         assert await tries.has_next(fault("declined"), COLD)
     assert tries.since is not None
     assert tries.since <= arrived
+    assert tries.query.tried == set()
+
+
+async def test_what_was_declined_for_its_place_goes_back_though_the_bound_has_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line then says that it still loads; no other node is tried in vain."""
+    tries = Attempts(cast(Dispatcher, Routes("a")), "m", 2, patience_for=10)
+    assert tries.declines(COLD, 503)
+    later = retry.now() + 11
+    monkeypatch.setattr(retry, "now", lambda: later)
+    assert await tries.has_next(fault("declined"), COLD)
+    assert tries.since is not None
     assert tries.query.tried == set()
 
 
