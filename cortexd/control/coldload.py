@@ -167,9 +167,9 @@ class LoadTable:
         return self._loads.get(model)
 
     def cancel(self, entry: Entry) -> None:
-        """Have nothing more to do with a load; its node is to be told by the caller."""
+        """Have nothing more to do with a load; its node is to be told by the caller, behind a
+        gate."""
         model, node = entry.model, entry.node or ""
-        entry.is_cancelled = True
         log.warning("the load of %r on %s is cancelled by an operator", model, node)
         self._metrics.child(self._metrics.loads, model, node, "cancelled").inc()
         self._events.tell("load_failed", node=node, model=model, message="cancelled by an operator")
@@ -178,10 +178,6 @@ class LoadTable:
             refusal = Refusal(errors.COLD_LOAD_FAILED, words, retry_after=1)
             self._end(entry, Event.CANCEL, refusal)
         entry.stop()
-
-    def forget(self, entry: Entry) -> None:
-        """A load that was cancelled is gone from its node, too. Not before: one that is begun
-        meanwhile would be unloaded."""
         self._settle(entry)
 
     async def close(self) -> None:
@@ -222,8 +218,7 @@ class LoadTable:
         return entry
 
     def _job_is_over(self, entry: Entry) -> None:
-        if not entry.is_cancelled:
-            self._settle(entry)
+        self._settle(entry)
         if not entry.has_ended:  # it crashed: whoever waits must not pay for that
             self._end(entry, Event.FAULT)
 
@@ -291,12 +286,12 @@ class LoadTable:
     async def _do_watch(self, entry: Entry, begun: Wait) -> None:
         """Until routing has something other than this wait to say."""
         entry.happens(Event.STARTED)
-        if begun.reason != "starting":
+        if not begun.is_for_us:
             entry.happens(Event.PLACED)
         while True:
             snapshot, ledger = self._registry.snapshot, self._registry.ledger
             decision = decide(Query(begun.model), snapshot, ledger, now())
-            if isinstance(decision, Serve) and begun.reason != "starting":
+            if isinstance(decision, Serve) and not begun.is_for_us:
                 self._be_ready(entry, decision.replica.node)
                 return
             if not isinstance(decision, Wait) or decision.reason != begun.reason:
@@ -343,7 +338,7 @@ class LoadTable:
         if entry.state in _AT_IT:
             if node is not None:
                 self._note_progress(entry, node, moment)
-            if entry.is_ours and not entry.is_cancelled:
+            if entry.is_ours:
                 self._judge(entry, node, moment)
         if not entry.has_ended and moment >= entry.deadline:
             self._be_late(entry)

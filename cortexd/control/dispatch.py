@@ -93,12 +93,12 @@ class Dispatcher:
                         unusable if unusable and refusal.kind is errors.UPSTREAM_FAILED else refusal
                     )
                 case Load() | Wait():
-                    # Our own start is not the model's fault and counts for nothing.
-                    starting = isinstance(decision, Wait) and decision.reason == "starting"
-                    if passes == MAX_PASSES:
+                    # What is our own doing is not the model's fault and counts for nothing.
+                    for_us = isinstance(decision, Wait) and decision.is_for_us
+                    if passes == MAX_PASSES and not for_us:
                         raise _in_vain(query.model, registry.ledger)
-                    passes += not starting
-                    cold = cold or not starting
+                    passes += not for_us
+                    cold = cold or not for_us
                     began = now()
                     lease = await self._table.wait(decision, patience)
                     waited += now() - began

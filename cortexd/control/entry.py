@@ -36,7 +36,6 @@ class Entry:
         self.node = node
         self.deadline = deadline
         self.is_ours = is_ours
-        self.is_cancelled = False
         self.state = State.QUEUED
         self.line = Line()
         self.began = self.moved = now()

@@ -149,6 +149,7 @@ class Operator:
                 replica.status == LOADED
                 and replica.unservable is None
                 and snapshot.nodes[replica.node].is_available
+                and not self._is_gated(model, replica.node)
                 and node in (None, replica.node)
             ):
                 return replica.node
@@ -177,6 +178,8 @@ class Operator:
                 errors.FEASIBLE_NODE_UNHEALTHY,
                 f"The node {name} is {why}; try again when it is back, or name another.",
             )
+        if self._is_gated(model, name):
+            return None
         if info is not None and info.status == LOADED:
             raise Refusal(
                 errors.MODEL_UNSERVABLE,
@@ -187,6 +190,9 @@ class Operator:
         ):
             return None
         return Load(model, self._placement(model, node))
+
+    def _is_gated(self, model: str, node: str) -> bool:
+        return node in self._registry.ledger.gates.get(model, ())
 
     def _placement(self, model: str, node: Node) -> Placement:
         profile = self._registry.snapshot.catalogue.profiles.get(model)
@@ -221,11 +227,16 @@ class Operator:
     async def _unload(self, model: str, node: str, force: bool) -> Refusal | None:
         """None when it is gone."""
         entry = self._table.ours(model)
-        if entry is not None and entry.node == node:
-            self._table.cancel(entry)
-            force = True  # nothing is at work there yet
-        elif not force and (busy := self._registry.ledger.in_flight.get((node, model))):
+        is_ours = entry is not None and entry.node == node
+        if not (force or is_ours) and (busy := self._registry.ledger.in_flight.get((node, model))):
             return _busy(model, node, f"{busy} of its requests are answered there")
+        with self._registry.gate(node, model):
+            if entry is not None and is_ours:
+                self._table.cancel(entry)
+                force = True  # nothing is at work there yet
+            return await self._unload_gated(model, node, force)
+
+    async def _unload_gated(self, model: str, node: str, force: bool) -> Refusal | None:
         request = UnloadRequest(model, if_idle=None if force else True)
         try:
             await self._clients[node].unload(request, UNLOAD_WITHIN)
@@ -237,9 +248,6 @@ class Operator:
                     errors.UNLOAD_FAILED,
                     f"The node {node} did not unload {model!r}: {error}. Try again.",
                 )
-        finally:
-            if entry is not None and entry.is_cancelled:
-                self._table.forget(entry)
         # A node that does not list it by itself lists it no more; its next poll says which it is.
         if model in self._registry.snapshot.catalogue.profiles:
             self._registry.forget(node, model)

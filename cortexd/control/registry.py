@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -100,6 +101,21 @@ class Registry:
     def lease(self, node: str, model: str) -> Lease:
         """Claim a replica for one request."""
         return Lease(self.ledger, node, model)
+
+    @contextmanager
+    def gate(self, node: str, model: str) -> Iterator[None]:
+        """Send nothing new to a replica while it is unloaded; who wants it waits, and decides
+        again after. One gate at a time before a replica."""
+        gates = self.ledger.gates.setdefault(model, set())
+        gates.add(node)
+        self.wake()
+        try:
+            yield
+        finally:
+            gates.discard(node)
+            if not gates:
+                del self.ledger.gates[model]
+            self.wake()
 
     async def wait_changed(self) -> None:
         """Until anything that routing reads has changed."""

@@ -49,12 +49,17 @@ class Load(msgspec.Struct, frozen=True):
 class Wait(msgspec.Struct, frozen=True):
     """Wait for something that is under way, and decide again.
 
-    reason: `starting` (nodes not asked yet), `loading` or `recovering` on `node`.
+    reason: `starting` (nodes not asked yet); `loading`, `recovering` or `unloading` on `node`.
     """
 
     model: str
-    reason: Literal["starting", "loading", "recovering"]
+    reason: Literal["starting", "loading", "recovering", "unloading"]
     node: str | None = None
+
+    @property
+    def is_for_us(self) -> bool:
+        """Whether it is for something of the gateway's own; it says nothing about the model."""
+        return self.reason in {"starting", "unloading"}
 
 
 class Refuse(msgspec.Struct, frozen=True):
@@ -73,6 +78,9 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     model = query.model
     nodes = snapshot.nodes
     replicas = snapshot.replicas.get(model, ())
+    gated = ledger.gates.get(model) if ledger.gates else None
+    if gated:
+        replicas = tuple(replica for replica in replicas if replica.node not in gated)
     able = [
         replica
         for replica in replicas
@@ -102,6 +110,8 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
                 min(left, key=lambda r: (not ledger.in_flight.get((r.node, model)), r.node))
             )
         return Refuse(_all_failed(model, asleep))
+    if gated:  # what is begun meanwhile would be unloaded, too
+        return Wait(model, "unloading", min(gated))
     profile = snapshot.catalogue.profiles.get(model)
     stuck = [replica for replica in here if replica.unservable is not None]
     nothing = None

@@ -94,10 +94,12 @@ class Failure(msgspec.Struct, frozen=True):
 class Ledger:
     """What only we know: our requests in flight, our loads under way, and those that failed.
 
-    Its owners write it (registry: `in_flight`, `last_access`; load table: the others); a decision
-    only reads it. Keys are (node, model), except `loading`: model → node.
+    Its owners write it (registry: `in_flight`, `last_access`, `gates`; load table: the others); a
+    decision only reads it. Keys are (node, model), except where it says so.
 
+    loading: model → node.
     turns: where requests wait for their turn, and what to call when one that runs has ended.
+    gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
     """
 
     in_flight: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class Ledger:
     loading: dict[str, str] = field(default_factory=dict)
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
     turns: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
+    gates: dict[str, set[str]] = field(default_factory=dict)
 
     def failed(self, model: str) -> dict[str, Failure]:
         """Node → how the last load of that model failed there."""

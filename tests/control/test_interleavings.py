@@ -153,6 +153,37 @@ def test_nothing_is_loaded_where_a_cancelled_load_is_still_unloaded() -> None:
     assert world.loads == {("a", "m"): 2}
 
 
+def test_nothing_is_loaded_where_a_load_of_somebody_else_is_still_unloaded() -> None:
+    world = play(
+        Serves("a", takes=2),
+        Poll("a", (("m", "loading"),)),
+        Ask("m"),
+        Cancel("m"),
+        Turn(1),
+        Poll("a", ()),
+        Pass(3),
+        Answer(),
+    )
+    assert world.ended == ["cancelled", "served by a"]
+    assert world.loads == {("a", "m"): 1}
+
+
+def test_nobody_is_sent_where_a_loaded_model_is_being_unloaded() -> None:
+    setting = Setting(takes=(("a", None),))
+    there = (Poll("a", (("m", "loaded"),)), Serves("a", takes=2))
+    world = play(*there, Cancel("m"), Turn(2), Ask("m"), Pass(3), Answer(), setting=setting)
+    assert world.ended == ["cancelled", "served by a"]
+
+
+def test_who_waits_for_an_unload_that_is_refused_is_served_as_if_nothing_had_been() -> None:
+    setting = Setting(takes=(("a", None),))
+    there = (Poll("a", (("m", "loaded"),)), Serves("a", status=500, takes=2))
+    asked = (Cancel("m"), Turn(2), Ask("m"), Pass(3), Serves("a"), Pass(3))
+    world = play(*there, *asked, setting=setting)
+    assert world.ended == ["not cancelled", "served by a"]
+    assert not world.loads
+
+
 def test_two_operators_who_cancel_a_load_unload_it_once() -> None:
     world = play(
         Ask("m"),

@@ -59,6 +59,19 @@ def test_a_lease_counts_until_it_is_released_once() -> None:
     assert ("a", "m") in fleet.ledger.last_access
 
 
+async def test_a_gate_opens_again_whatever_happens_behind_it() -> None:
+    fleet, woken = registry("a"), []
+    with pytest.raises(ZeroDivisionError), fleet.gate("a", "m"):
+        assert fleet.ledger.gates == {"m": {"a"}}
+        waiter = asyncio.ensure_future(fleet.wait_changed())
+        waiter.add_done_callback(woken.append)
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+    assert not fleet.ledger.gates
+    await waiter
+    assert woken
+
+
 async def test_a_change_wakes_the_waiters_and_a_gauge_does_not() -> None:
     fleet = registry("a")
     fleet.observe("a", seen(Model("m", "loaded")))

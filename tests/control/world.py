@@ -141,6 +141,8 @@ class WatchedRegistry(Registry):
         key, replica = (node, model), self.replica(node, model)
         if replica is None or replica.status not in {LOADED, RELOADING, UNLOADED}:
             self.wrong.append(f"a claim on {model} on {node}, which is {replica}")
+        if node in self.ledger.gates.get(model, ()):
+            self.wrong.append(f"a claim on {model} on {node}, which is being unloaded")
         if key in self.ledger.turns and not self.snapshot.nodes[node].healthy:
             self.wrong.append(f"a turn at {node}, which is down")
         task = asyncio.current_task()
@@ -331,6 +333,7 @@ class World:
         assert not ledger.in_flight
         assert not ledger.loading
         assert not ledger.turns
+        assert not ledger.gates
         assert not len(table)
         assert not table._loads
         assert len(table._tasks) == (not self.is_closed)

@@ -229,6 +229,16 @@ def test_our_own_load_is_joined_although_no_poll_has_seen_it() -> None:
     assert goes_to(asked(snapshot, Ledger(loading={"m": "a"}))) == ("loading", "a")
 
 
+def test_where_it_is_being_unloaded_nothing_new_is_sent() -> None:
+    ledger = Ledger(gates={"m": {"a"}})
+    there = node("a", {"m": "loaded"})
+    assert goes_to(asked(fleet(there, node("b", {"m": "loaded"})), ledger)) == ("serve", "b")
+    assert goes_to(asked(fleet(there, node("b", {"m": "unloaded"})), ledger)) == ("lazy", "b")
+    assert goes_to(asked(fleet(there, node("b"), models=(M,)), ledger)) == ("unloading", "a")
+    asleep = fleet(node("a", {"m": "unloaded"}))
+    assert goes_to(asked(asleep, ledger)) == ("unloading", "a")
+
+
 def test_among_loaded_replicas_the_one_with_fewer_of_our_requests_is_chosen() -> None:
     snapshot = fleet(node("a", {"m": "loaded"}), node("b", {"m": "loaded"}))
     assert goes_to(asked(snapshot, Ledger(in_flight={("a", "m"): 2, ("b", "m"): 1})))[1] == "b"
