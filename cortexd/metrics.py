@@ -1,33 +1,35 @@
 """The one list of metrics. Labels only ever take known model ids, node names and paths.
 
-Children are bound once and kept: finding one by its labels costs more than counting with it.
+The client library writes them down. Counting is our own: the library's children lock for threads
+that there are none of here, which costs a request ten times as much as a dict does.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
-from typing import Any
+from itertools import accumulate
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
-    disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from cortexd import __version__
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
 from cortexd.wire.usage import Usage
-
-disable_created_metrics()  # a `_created` series beside every series tells nobody anything
 
 OTHER = "_other"  # stands for every label value that is not a known name
 MIB = 1024 * 1024
@@ -37,6 +39,57 @@ MIB = 1024 * 1024
 _LONG = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _SHORT = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1)
 _TOKENS_PER_SECOND = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 250, 500)
+
+
+class Counter(Collector):
+    """Counts by label values."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._counts: dict[tuple[str, ...], float] = {}
+
+    def inc(self, *labels: str, by: float = 1) -> None:
+        """Count one more, or so many."""
+        self._counts[labels] = self._counts.get(labels, 0) + by
+
+    def collect(self) -> Iterable[Metric]:
+        """All of it, as it stands."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        return [family]
+
+
+class Histogram(Collector):
+    """Counts values into buckets, by label values. `bounds`: the upper ones, ascending."""
+
+    def __init__(
+        self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...]
+    ) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        # Of each: how many in each bucket and above the last, and the sum of the values.
+        self._spreads: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
+        if not labels:
+            self._add(())
+
+    def observe(self, value: float, *labels: str) -> None:
+        """Count one value."""
+        counts, total = self._spreads.get(labels) or self._add(labels)
+        counts[bisect_left(self._bounds, value)] += 1
+        total[0] += value
+
+    def collect(self) -> Iterable[Metric]:
+        """All of it, as it stands."""
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        names = [floatToGoString(bound) for bound in (*self._bounds, float("inf"))]
+        for labels, (counts, total) in self._spreads.items():
+            buckets = list(zip(names, map(float, accumulate(counts)), strict=True))
+            family.add_metric(labels, buckets, total[0])
+        return [family]
+
+    def _add(self, labels: tuple[str, ...]) -> tuple[list[int], list[float]]:
+        spread = self._spreads[labels] = [0] * (len(self._bounds) + 1), [0.0]
+        return spread
 
 
 class Metrics:
@@ -49,12 +102,14 @@ class Metrics:
         GCCollector(registry=self.registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"cortexd_{name}", text, labels, registry=self.registry)
+            made = Counter(f"cortexd_{name}", text, labels)
+            self.registry.register(made)
+            return made
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(
-                f"cortexd_{name}", text, labels, buckets=buckets, registry=self.registry
-            )
+        def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+            made = Histogram(f"cortexd_{name}", text, bounds, labels)
+            self.registry.register(made)
+            return made
 
         self.requests = counter(
             "requests", "Inference requests answered, by status.", "model", "path", "status"
@@ -109,32 +164,20 @@ class Metrics:
             "load_duration_seconds", "Duration of cold loads that succeeded.", _LONG, "model"
         )
         self.polls = counter("polls", "Rounds of polling, by result.", "node", "result")
-        # Bounded by what is known; the bound only guards against a mistake in ours.
-        self.child = lru_cache(maxsize=65536)(_child)
-
-    def polled(self, node: str, *, good: bool) -> None:
-        """Count one round of polling."""
-        self.child(self.polls, node, "ok" if good else "failed").inc()
 
     def used(self, model: str, node: str, usage: Usage | None) -> None:
         """Count the tokens of one answer, or that it did not say."""
         if usage is None:
-            self.child(self.usage_missing, model).inc()
+            self.usage_missing.inc(model)
             return
-        self.child(self.prompt_tokens, model, node).inc(usage.prompt)
-        self.child(self.completion_tokens, model, node).inc(usage.completion)
-        cached = self.child(self.cached_prompt_tokens, model, node)
-        if usage.cached:
-            cached.inc(usage.cached)
+        self.prompt_tokens.inc(model, node, by=usage.prompt)
+        self.completion_tokens.inc(model, node, by=usage.completion)
+        self.cached_prompt_tokens.inc(model, node, by=usage.cached)
 
     def exposition(self) -> Iterator[bytes]:
         """The text format, family by family, so that a long scrape need not hold the loop."""
         for family in self.registry.collect():
             yield generate_latest(_Family(family))
-
-
-def _child(metric: Any, *labels: str) -> Any:
-    return metric.labels(*labels)
 
 
 class _Family(CollectorRegistry):

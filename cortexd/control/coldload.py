@@ -171,7 +171,7 @@ class LoadTable:
         gate."""
         model, node = entry.model, entry.node or ""
         log.warning("the load of %r on %s is cancelled by an operator", model, node)
-        self._metrics.child(self._metrics.loads, model, node, "cancelled").inc()
+        self._metrics.loads.inc(model, node, "cancelled")
         self._events.tell("load_failed", node=node, model=model, message="cancelled by an operator")
         if not entry.has_ended:
             words = f"The load of {model!r} was cancelled by an operator; ask for it again."
@@ -263,8 +263,8 @@ class LoadTable:
         self._registry.ledger.failures.pop((node, model), None)
         self._settle(entry)
         self._registry.tell(node, model, LOADED)
-        self._metrics.child(self._metrics.loads, model, node, "ok").inc()
-        self._metrics.child(self._metrics.load_duration, model).observe(took)
+        self._metrics.loads.inc(model, node, "ok")
+        self._metrics.load_duration.observe(took, model)
         self._events.tell("load_ready", node=node, model=model, seconds=round(took, 3))
         if not entry.has_ended:
             self._be_ready(entry, node)
@@ -277,7 +277,7 @@ class LoadTable:
         pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
         failures[node, model] = Failure(words, now() + pause, count)
         self._settle(entry)
-        self._metrics.child(self._metrics.loads, model, node, "failed").inc()
+        self._metrics.loads.inc(model, node, "failed")
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
         self._events.tell("load_failed", node=node, model=model, message=words)
         if not entry.has_ended:
@@ -381,7 +381,7 @@ class LoadTable:
             entry.stop()
             return
         log.warning("loading %r on %s takes over %g s", model, node, self._timeout)
-        self._metrics.child(self._metrics.loads, model, node or "", "timeout").inc()
+        self._metrics.loads.inc(model, node or "", "timeout")
         self._end(entry, Event.LATE, still_loading(model, node))
 
     def _recovers(self, model: str) -> bool:

@@ -6,6 +6,7 @@ that `fleet.routing` leaves to others.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import msgspec
@@ -16,7 +17,6 @@ from cortexd.control.endpoints import EndpointMissing, Endpoints
 from cortexd.control.entry import Patience
 from cortexd.control.refusals import load_failed
 from cortexd.control.registry import Lease, Registry
-from cortexd.control.turns import now
 from cortexd.errors import Refusal
 from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Ledger, Replica
@@ -57,11 +57,13 @@ class Dispatcher:
         self._registry = registry
         self._table = table
         self._endpoints = endpoints
+        # Loop time. Asking for the running loop costs a system call before Python 3.12.
+        self.now = asyncio.get_running_loop().time
 
     def route_now(self, query: Query) -> RouteDecision | None:
         """The same for the usual request, which has nothing to wait for; None for any other."""
         registry = self._registry
-        decision = decide(query, registry.snapshot, registry.ledger, now())
+        decision = decide(query, registry.snapshot, registry.ledger, self.now())
         if not isinstance(decision, Serve):
             return None
         replica = decision.replica
@@ -85,7 +87,7 @@ class Dispatcher:
         registry = self._registry
         while True:
             lease: Lease | None = None
-            decision = decide(query, registry.snapshot, registry.ledger, now())
+            decision = decide(query, registry.snapshot, registry.ledger, self.now())
             match decision:
                 case Refuse(refusal):
                     # That every replica was tried is known better by the last one of them.
@@ -99,18 +101,18 @@ class Dispatcher:
                         raise _in_vain(query.model, registry.ledger)
                     passes += not for_us
                     cold = cold or not for_us
-                    began = now()
+                    began = self.now()
                     lease = await self._table.wait(decision, patience)
-                    waited += now() - began
+                    waited += self.now() - began
                     if lease is None:
                         continue
                 case Serve(replica) | Lazy(replica) if (
                     since is not None or (replica.node, replica.model) in registry.ledger.turns
                 ):
                     # Others have waited for it for longer.
-                    began, cold = now(), True
+                    began, cold = self.now(), True
                     lease = await self._table.wait_turn(replica, since, patience)
-                    waited += now() - began
+                    waited += self.now() - began
                     if lease is None:
                         continue
                 case Serve(replica) | Lazy(replica):
@@ -157,7 +159,7 @@ class Dispatcher:
     def other(self, query: Query) -> Replica | None:
         """Where a request would be sent at once if it were routed like that; claims nothing."""
         registry = self._registry
-        decision = decide(query, registry.snapshot, registry.ledger, now())
+        decision = decide(query, registry.snapshot, registry.ledger, self.now())
         return decision.replica if isinstance(decision, Serve | Lazy) else None
 
     def in_flight(self, replica: Replica) -> int:

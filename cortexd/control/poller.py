@@ -59,7 +59,7 @@ class Poller:
             nudge.clear()
             seen = await self._poll(name, client)
             self._registry.observe(name, seen)
-            self._metrics.polled(name, good=seen.models is not None)
+            self._metrics.polls.inc(name, "ok" if seen.models is not None else "failed")
             pause = self._polling.interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):

@@ -47,20 +47,20 @@ class Accounting:
         metrics = self._metrics
         metrics.overhead.observe(max(0.0, time.monotonic() - inbound.received - waited))
         if route.is_cold_start:
-            metrics.child(metrics.cold_starts, route.replica.model, route.node, route.route).inc()
+            metrics.cold_starts.inc(route.replica.model, route.node, route.route)
 
     def tried(self, route: RouteDecision, result: str) -> None:
         """One attempt is over: a status, or what went wrong."""
         metrics = self._metrics
-        metrics.child(metrics.upstream_requests, route.replica.model, route.node, result).inc()
+        metrics.upstream_requests.inc(route.replica.model, route.node, result)
 
     def retried(self, reason: str) -> None:
         """Another attempt follows."""
-        self._metrics.child(self._metrics.upstream_retries, reason).inc()
+        self._metrics.upstream_retries.inc(reason)
 
     def refused(self, refusal: Refusal) -> None:
         """It was refused on a stream that was open already."""
-        self._metrics.child(self._metrics.refusals, refusal.kind.code).inc()
+        self._metrics.refusals.inc(refusal.kind.code)
 
     def ended(self, inbound: Inbound) -> None:
         """The request is over."""
@@ -68,10 +68,10 @@ class Accounting:
         snapshot = self._registry.snapshot
         known = inbound.model in snapshot.replicas or inbound.model in snapshot.catalogue.profiles
         model = inbound.model if known and inbound.model is not None else OTHER
-        metrics.child(metrics.requests, model, inbound.path, str(inbound.status)).inc()
-        metrics.child(metrics.request_duration, model).observe(now - inbound.received)
+        metrics.requests.inc(model, inbound.path, str(inbound.status))
+        metrics.request_duration.observe(now - inbound.received, model)
         if inbound.status == CLIENT_GONE and inbound.is_open:
-            metrics.child(metrics.streams_interrupted, "client").inc()
+            metrics.streams_interrupted.inc("client")
         first = self._answered(inbound, model, now)
         if self._access is not None:
             self._access(_line(inbound, now - inbound.received, first))
@@ -82,17 +82,17 @@ class Accounting:
         if carried is None or route is None:
             return None
         if carried.is_interrupted:
-            metrics.child(metrics.streams_interrupted, "upstream").inc()
+            metrics.streams_interrupted.inc("upstream")
         if carried.status == 200 and inbound.path not in UNCOUNTED:
             metrics.used(model, route.node, carried.usage)
         if carried.first_byte is None:
             return None
         first = carried.first_byte - inbound.received
         if inbound.is_stream and carried.status == 200:
-            metrics.child(metrics.first_token, model).observe(first)
+            metrics.first_token.observe(first, model)
             span = now - carried.first_byte
             if carried.usage is not None and span > 0:
-                metrics.child(metrics.output_rate, model).observe(carried.usage.completion / span)
+                metrics.output_rate.observe(carried.usage.completion / span, model)
         return first
 
 

@@ -237,7 +237,7 @@ class Gateway:
 
     def _refuse(self, request: web.BaseRequest | None, kind: Kind, words: str) -> web.Response:
         """The answer to what never becomes a request of ours."""
-        self.metrics.child(self.metrics.refusals, kind.code).inc()
+        self.metrics.refusals.inc(kind.code)
         refusal = Refusal(kind, words)
         if request is None:
             return answer(refusal, "openai", new_request_id())

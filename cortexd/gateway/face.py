@@ -51,7 +51,7 @@ class Face:
                 errors.INTERNAL_ERROR,
                 f"The gateway failed; its log has the details under {inbound.request_id}.",
             )
-        self._metrics.child(self._metrics.refusals, refusal.kind.code).inc()
+        self._metrics.refusals.inc(refusal.kind.code)
         return answer(refusal, inbound.dialect, inbound.request_id)
 
     def _route(self, inbound: Inbound) -> Handler:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from cortexd.control.dispatch import Dispatcher, RouteDecision
-from cortexd.control.turns import now
 from cortexd.fleet.routing import Query
 from cortexd.proxy.answer import UpstreamFault
 
@@ -40,7 +39,7 @@ class Attempts:
         self._left = retries
         self._has_resent = False
         self._goes_back = False
-        self._began = now()
+        self._began = dispatcher.now()
         self._until = self._began + patience_for
         self.since: float | None = None
         self.is_fresh = False
@@ -99,7 +98,7 @@ class Attempts:
 
     def _has_a_place(self, route: RouteDecision) -> bool:
         """Whether it waited for this model, and may wait for longer: others would come first."""
-        return route.is_cold_start and now() < self._until
+        return route.is_cold_start and self._dispatcher.now() < self._until
 
     def _query_without(self, route: RouteDecision) -> Query:
         return Query(self._model, {*self._tried, route.node})

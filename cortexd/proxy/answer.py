@@ -94,36 +94,18 @@ class Answer:
     is_reusable: another request may follow on the connection.
     """
 
-    __slots__ = (
-        "_fields",
-        "_informational",
-        "_reason",
-        "_size",
-        "edge",
-        "flush",
-        "has_head",
-        "head_size",
-        "is_chunked",
-        "is_complete",
-        "is_reusable",
-        "is_until_close",
-        "left",
-        "on_body",
-        "parser",
-        "receiver",
-    )
+    edge = b""
+    has_head = is_chunked = is_complete = is_reusable = is_until_close = False
+    head_size = left = 0
+    _informational = 0
+    _reason = b""
+    _size = 0
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         # Looked up once, here and by the parser: no call of ours in between.
         self.on_body, self.flush = receiver.body, receiver.flush
         self._fields: list[tuple[bytes, bytes]] = []
-        self._size = 0
-        self._reason = self.edge = b""
-        self._informational = 0
-        self.head_size = self.left = 0
-        self.is_chunked = False
-        self.has_head = self.is_complete = self.is_reusable = self.is_until_close = False
         self.parser = HttpResponseParser(self)
 
     def release(self) -> None:

@@ -80,6 +80,8 @@ class Exchange:
     """Carries exchanges over a pool of upstream connections. `tls`: see Pool."""
 
     def __init__(self, resolver: Resolver, tls: ssl.SSLContext | None = None) -> None:
+        # Once: to ask for the running loop costs a system call before Python 3.12.
+        self._loop = asyncio.get_running_loop()
         self._sweeper = Sweeper()
         self._pool = Pool(resolver, self._sweeper, tls)
 
@@ -99,7 +101,7 @@ class Exchange:
         if connection is None:
             connection = await self._pool.connect(origin, call.connect_timeout)
         head = _request_head(request, origin, path + call.target, call)
-        flight = _Flight(splice, connection, call)
+        flight = _Flight(self._loop, splice, connection, call)
         self._sweeper.watch(flight)
         try:
             connection.send(head, call.body, flight)
@@ -113,35 +115,24 @@ class Exchange:
 class _Flight:
     """One exchange under way: between the upstream's connection and the client's splice."""
 
-    __slots__ = (
-        "_call",
-        "_connection",
-        "_fault",
-        "_has_fed",
-        "_is_passed_on",
-        "_limit",
-        "_looks",
-        "_loop",
-        "_refusing",
-        "_sent",
-        "_since",
-        "_splice",
-        "body",
-        "flush",
-        "landed",
-    )
+    _fault: UpstreamFault | None = None
+    _has_fed = False  # something of the body to `_pass_on`
+    _is_passed_on = False  # something of the answer
+    _refusing: UpstreamFault | None = None
 
-    def __init__(self, splice: Splice, connection: Connection, call: Call) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        splice: Splice,
+        connection: Connection,
+        call: Call,
+    ) -> None:
         self._splice = splice
         self._connection: Connection | None = connection
         self._call = call
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._sent = self._since = self._loop.time()
         self._limit = call.first_byte_timeout
-        self._is_passed_on = False  # something of the answer
-        self._fault: UpstreamFault | None = None
-        self._refusing: UpstreamFault | None = None
-        self._has_fed = False  # something of the body to `_pass_on`
         # Calls of ours for each piece only where there is something to look at.
         self._looks = call.remover is not None or call.is_late or splice.is_open
         self.body, self.flush = splice.write, splice.flush

@@ -59,6 +59,7 @@ class Pool:
         self._resolver = resolver
         self._sweeper = sweeper
         self._tls = tls
+        self._loop = asyncio.get_running_loop()
         # The last one given is the last in its order.
         self._idle: dict[object, OrderedDict[Connection, None]] = {}
 
@@ -69,7 +70,7 @@ class Pool:
     def take(self, origin: Origin) -> Connection | None:
         """The connection that was idle for the shortest time, if there is a fresh one."""
         kept = self._idle.get(origin)
-        oldest = asyncio.get_running_loop().time() - IDLE
+        oldest = self._loop.time() - IDLE
         while kept:
             connection, _ = kept.popitem()
             if not kept:
@@ -99,7 +100,7 @@ class Pool:
         """Keep it for another use, if it still stands."""
         if not connection.is_open:
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = self._loop.time()
         if not self._idle:
             self._sweeper.watch(self)
         self._idle.setdefault(connection.origin, OrderedDict())[connection] = None
@@ -142,7 +143,7 @@ class Pool:
 
     async def _dial_one(self, origin: Origin, ip: str, timeout: float) -> Connection:
         async with asyncio.timeout(timeout):
-            _, connection = await asyncio.get_running_loop().create_connection(
+            _, connection = await self._loop.create_connection(
                 lambda: Connection(origin, self),
                 ip,
                 origin.port,

@@ -28,8 +28,8 @@ class Response(web.StreamResponse):
     may_go_on: another request may follow on the connection; else the server closes it.
     """
 
-    def __init__(self, status: int, *, may_go_on: bool) -> None:
-        super().__init__(status=status)
+    def __init__(self, *, may_go_on: bool) -> None:
+        super().__init__()
         self._may_go_on = may_go_on
 
     @property
@@ -44,6 +44,11 @@ class Response(web.StreamResponse):
         """Done by the splice."""
 
 
+# Nothing of one answer stands in them.
+_LAST: Final = Response(may_go_on=False)
+_FIRST_OF_MANY: Final = Response(may_go_on=True)
+
+
 class Splice:
     """One answer on its way to a client.
 
@@ -56,51 +61,27 @@ class Splice:
     on_gone: called when it leaves.
     """
 
-    __slots__ = (
-        "_kept",
-        "_kept_size",
-        "_must_abort",
-        "_must_close",
-        "_out",
-        "_request",
-        "_transport",
-        "first",
-        "first_at",
-        "is_chunked",
-        "is_ended",
-        "is_event_stream",
-        "is_gone",
-        "is_open",
-        "is_paused",
-        "on_gone",
-        "on_pause",
-        "on_resume",
-        "status",
-        "was_moved",
-    )
+    # What most answers never change stands here, not in each of them.
+    is_chunked = is_ended = is_event_stream = is_open = was_moved = False
+    first = b""
+    first_at: float | None = None
+    status = 0
+    _kept_size = 0
+    _must_abort = False
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
+        self._door = cast(Door, request.protocol)
         self._transport = cast(asyncio.Transport, request.transport)
-        self.is_chunked = False
         self._must_close = not request.keep_alive or request.version < (1, 1)
-        self._must_abort = False
         self._out: list[bytes] = []
         self._kept: list[bytes] = []
-        self._kept_size = 0
-        self.first = b""
-        self.first_at: float | None = None
-        self.status = 0
-        door = cast(Door, request.protocol)
-        self.is_open = self.is_ended = self.was_moved = False
-        self.is_paused = door.writing_paused  # by the answer before this one
-        self.is_event_stream = False
+        self.is_paused = self._door.writing_paused  # by the answer before this one
         self.is_gone = request.transport is None
-        self.on_pause: Callable[[], None]
-        self.on_resume: Callable[[], None]
-        self.on_gone: Callable[[], None]
-        self.unhook()
-        door.sink = self
+        self.on_pause: Callable[[], None] = _nothing
+        self.on_resume: Callable[[], None] = _nothing
+        self.on_gone: Callable[[], None] = _nothing
+        self._door.sink = self
 
     # What the exchange calls.
 
@@ -113,7 +94,7 @@ class Splice:
         length: of the body; None: its end is told by chunks, or by the connection's.
         """
         self.is_open, self.status, self.is_event_stream = True, status, is_sse
-        if cast(Door, self._request.protocol).is_leaving:  # since the request came
+        if self._door.is_leaving:  # since the request came
             self._must_close = True
         head = b"HTTP/1.1 %d %b\r\n%bDate: %b\r\n" % (
             status,
@@ -166,6 +147,8 @@ class Splice:
             pass
         elif len(out) == 1:
             self._transport.write(out[0])
+        elif self._kept_size < _LARGE:  # one short buffer is sent at less cost than two
+            self._transport.write(b"".join(out))
         else:
             self._transport.writelines(out)
         return True
@@ -191,14 +174,14 @@ class Splice:
 
     def release(self) -> None:
         """Let go of the client's connection: the next request on it has a splice of its own."""
-        cast(Door, self._request.protocol).sink = None
+        self._door.sink = None
 
     def response(self) -> web.StreamResponse:
         """What the handler returns, at once: the server then closes what must be closed."""
         # Not before: the server takes a lost connection for a client that left.
         if self._must_abort and not self.is_gone:
-            cast(Door, self._request.protocol).abort()
-        return Response(self.status, may_go_on=not self._must_close)
+            self._door.abort()
+        return _LAST if self._must_close else _FIRST_OF_MANY
 
     @property
     def tail(self) -> bytes:

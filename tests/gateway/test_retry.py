@@ -25,6 +25,9 @@ class Routes:
         self.moved = moved
         self.load = load
 
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
     def other(self, query: Query) -> Replica | None:
         left = [Replica(node, "m", "loaded") for node in self.nodes if node not in query.tried]
         return left[0] if left else None
