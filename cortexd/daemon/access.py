@@ -1,12 +1,11 @@
 """The access log: one line per inference request, for a small part of what `logging` would cost.
 
-The lines of a moment are written together, in the form of the other logs: words on a terminal,
+Lines are written many at a time, in the form of the other logs: words on a terminal,
 JSON anywhere else, nothing but printable ASCII.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from contextlib import suppress
@@ -15,8 +14,6 @@ from typing import Final, Literal, TextIO
 import msgspec
 
 from cortexd.daemon.logs import escaped
-
-DELAY: Final = 0.1  # seconds for which lines are collected
 
 
 class AccessLine(msgspec.Struct, omit_defaults=True, tag_field="logger", tag="cortexd.access"):
@@ -47,19 +44,9 @@ class AccessLog:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._format = _words if stream.isatty() else _json
-        self._lines: list[AccessLine] = []
 
-    def write(self, line: AccessLine) -> None:
-        """Write it in a moment."""
-        if not self._lines:
-            asyncio.get_running_loop().call_later(DELAY, self.flush)
-        self._lines.append(line)
-
-    def flush(self) -> None:
-        """Write what has been collected; a full disk or a closed pipe harms nothing."""
-        lines, self._lines = self._lines, []
-        if not lines:
-            return
+    def write(self, lines: list[AccessLine]) -> None:
+        """Write them at once; a full disk or a closed pipe harms nothing."""
         with suppress(OSError, ValueError):
             self._stream.write(self._format(lines))
             self._stream.flush()

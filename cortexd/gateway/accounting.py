@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
 
 from cortexd.control.dispatch import RouteDecision
 from cortexd.control.registry import Registry
@@ -26,33 +28,38 @@ UNCOUNTED = frozenset(
         "/v1/images/edits",
     }
 )
+BATCH: Final = 64  # requests that are entered together
+DELAY: Final = 0.1  # seconds for which the first of them waits
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer
 
 
 class Accounting:
-    """`access`: takes the access log's line of each request."""
+    """What each request leaves behind, entered a few times a second: done for many at once it costs
+    a third of what it would after each. `access`: takes the lines of the access log.
+    """
 
     def __init__(
         self,
         metrics: Metrics,
         registry: Registry,
-        access: Callable[[AccessLine], None] | None = None,
+        access: Callable[[list[AccessLine]], None] | None = None,
     ) -> None:
         self._metrics = metrics
         self._registry = registry
         self._access = access
+        self._ended: list[Inbound] = []
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def routed(self, inbound: Inbound, route: RouteDecision, waited: float) -> None:
-        """It is about to go upstream for the first time; `waited`: seconds, for a load."""
-        metrics = self._metrics
-        metrics.overhead.observe(max(0.0, time.monotonic() - inbound.received - waited))
+    def routed(self, inbound: Inbound, route: RouteDecision) -> None:
+        """It is about to go upstream for the first time."""
+        inbound.sent, inbound.waited = time.monotonic(), route.waited
         if route.is_cold_start:
-            metrics.cold_starts.inc(route.replica.model, route.node, route.route)
+            self._metrics.cold_starts.inc(route.replica.model, route.node, route.route)
 
-    def tried(self, route: RouteDecision, result: str) -> None:
-        """One attempt is over: a status, or what went wrong."""
-        metrics = self._metrics
-        metrics.upstream_requests.inc(route.replica.model, route.node, result)
+    def failed(self, route: RouteDecision, result: str) -> None:
+        """An attempt has failed: a status, or what went wrong."""
+        self._metrics.upstream_requests.inc(route.replica.model, route.node, result)
 
     def retried(self, reason: str) -> None:
         """Another attempt follows."""
@@ -64,23 +71,42 @@ class Accounting:
 
     def ended(self, inbound: Inbound) -> None:
         """The request is over."""
-        metrics, now = self._metrics, time.monotonic()
-        snapshot = self._registry.snapshot
+        inbound.ended = time.monotonic()
+        self._ended.append(inbound)
+        if len(self._ended) >= BATCH:
+            self.settle()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(DELAY, self.settle)
+
+    def settle(self) -> None:
+        """Enter what has ended by now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ended, self._ended = self._ended, []
+        lines = [self._enter(inbound) for inbound in ended]
+        if self._access is not None and lines:
+            self._access(lines)
+
+    def _enter(self, inbound: Inbound) -> AccessLine:
+        metrics, snapshot = self._metrics, self._registry.snapshot
+        duration = inbound.ended - inbound.received
         known = inbound.model in snapshot.replicas or inbound.model in snapshot.catalogue.profiles
         model = inbound.model if known and inbound.model is not None else OTHER
         metrics.requests.inc(model, inbound.path, str(inbound.status))
-        metrics.request_duration.observe(now - inbound.received, model)
+        metrics.request_duration.observe(duration, model)
+        if inbound.sent is not None:
+            metrics.overhead.observe(max(0.0, inbound.sent - inbound.received - inbound.waited))
         if inbound.status == CLIENT_GONE and inbound.is_open:
             metrics.streams_interrupted.inc("client")
-        first = self._answered(inbound, model, now)
-        if self._access is not None:
-            self._access(_line(inbound, now - inbound.received, first))
+        return _line(inbound, duration, self._answered(inbound, model))
 
-    def _answered(self, inbound: Inbound, model: str, now: float) -> float | None:
+    def _answered(self, inbound: Inbound, model: str) -> float | None:
         """Count what an upstream's answer tells; seconds to its first byte."""
         metrics, carried, route = self._metrics, inbound.carried, inbound.route
         if carried is None or route is None:
             return None
+        metrics.upstream_requests.inc(route.replica.model, route.node, str(carried.status))
         if carried.is_interrupted:
             metrics.streams_interrupted.inc("upstream")
         if carried.status == 200 and inbound.path not in UNCOUNTED:
@@ -90,7 +116,7 @@ class Accounting:
         first = carried.first_byte - inbound.received
         if inbound.is_stream and carried.status == 200:
             metrics.first_token.observe(first, model)
-            span = now - carried.first_byte
+            span = inbound.ended - carried.first_byte
             if carried.usage is not None and span > 0:
                 metrics.output_rate.observe(carried.usage.completion / span, model)
         return first
@@ -100,7 +126,7 @@ def _line(inbound: Inbound, duration: float, first: float | None) -> AccessLine:
     route, carried = inbound.route, inbound.carried
     usage = carried.usage if carried else None
     return AccessLine(
-        ts=round(time.time(), 3),
+        ts=round(time.time() - time.monotonic() + inbound.ended, 3),
         level="info",
         request_id=inbound.request_id,
         path=inbound.path,

@@ -142,13 +142,13 @@ class Gateway:
         )
         self._exchange = Exchange(self._resolver, self._tls)
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
-        accounting = Accounting(
+        self._accounting = Accounting(
             self.metrics,
             self.registry,
             self._access.write if self._access and config.gateway.access_log else None,
         )
         self._relay = Relay(
-            dispatcher, self._exchange, self.registry, accounting, config, self._tokens
+            dispatcher, self._exchange, self.registry, self._accounting, config, self._tokens
         )
         self._models = ModelBook(created=int(time.time()))
         self.metrics.registry.register(
@@ -182,8 +182,7 @@ class Gateway:
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
-        if self._access is not None:
-            self._access.flush()
+        self._accounting.settle()
         await self._resolver.close()
 
     async def _open_listeners(self, max_connections: int) -> None:
@@ -276,6 +275,7 @@ class Gateway:
         return await stream_events(inbound, self._events)
 
     async def _metrics(self, inbound: Inbound) -> web.Response:
+        self._accounting.settle()
         parts = []
         for part in self.metrics.exposition():
             parts.append(part)

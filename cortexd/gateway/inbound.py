@@ -14,6 +14,8 @@ class Inbound(msgspec.Struct, eq=False):
     """One request. `received` is monotonic; `status` is 0 until it is answered.
 
     asked, model: as the caller spelt it, and the concrete id.
+    sent: when it first went upstream, monotonic; waited: seconds before that, for a load.
+    ended: monotonic.
     is_open: something of an answer went out. hides_usage: its stream's token counts are ours alone.
     code: of the refusal, when it was refused.
     """
@@ -31,4 +33,7 @@ class Inbound(msgspec.Struct, eq=False):
     route: RouteDecision | None = None
     carried: Carried | None = None
     status: int = 0
+    sent: float | None = None
+    waited: float = 0.0
+    ended: float = 0.0
     code: str | None = None

@@ -125,7 +125,7 @@ class Relay:
             inbound.route = route
             if first is None:
                 first = route
-                self._accounting.routed(inbound, route, route.waited)
+                self._accounting.routed(inbound, route)
             elif since is not None:
                 # It met a cold model, however often it is turned away after that.
                 route = inbound.route = msgspec.structs.replace(route, route=first.route)
@@ -135,13 +135,12 @@ class Relay:
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)
             except UpstreamFault as fault:
-                self._accounting.tried(route, str(fault.status or fault.what))
+                self._accounting.failed(route, str(fault.status or fault.what))
                 self._dispatcher.confirm(route, served=False)
                 if not await attempts.has_next(fault, route):
                     raise _refusal(fault, route) from fault
                 self._accounting.retried(fault.what)
             else:
-                self._accounting.tried(route, str(carried.status))
                 self._dispatcher.confirm(route, served=carried.status < 500)
                 return carried
             finally:

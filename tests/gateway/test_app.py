@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import socket
 from pathlib import Path
@@ -14,8 +13,9 @@ from cortexd import __version__
 from cortexd.config.gateway import Config, Neuron, Polling
 from cortexd.config.gateway import Gateway as GatewayConfig
 from cortexd.config.units import Duration
-from cortexd.daemon.access import AccessLine, AccessLog
+from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
+from cortexd.gateway.inbound import Inbound
 from tests.fakes import FakeNeuron
 from tests.functional.raw import answered, answers, connected, post
 from tests.gateway.fleet import running_fleet
@@ -177,14 +177,14 @@ async def test_a_request_on_its_way_when_the_gateway_closes_is_answered() -> Non
 
 
 async def test_a_failure_behind_an_answer_is_no_second_answer(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full(AccessLog):
-        def write(self, line: AccessLine) -> None:
-            raise RuntimeError
+    def fail(accounting: Accounting, inbound: Inbound) -> None:
+        raise RuntimeError
 
+    monkeypatch.setattr(Accounting, "ended", fail)
     async with (
-        running_fleet(a=FakeNeuron({"m": "loaded"}), access=Full(io.StringIO())) as fleet,
+        running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet,
         connected(fleet.gateway.address) as client,
     ):
         await client.send(post(b'{"model":"m"}', path="/v1/completions"))

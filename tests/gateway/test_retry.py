@@ -12,7 +12,6 @@ from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.registry import Lease
 from cortexd.fleet.routing import Query
 from cortexd.fleet.snapshot import Ledger, Replica
-from cortexd.gateway import retry
 from cortexd.gateway.retry import RESEND_WITHIN, Attempts
 from cortexd.proxy.answer import UpstreamFault, What
 
@@ -24,9 +23,10 @@ class Routes:
         self.nodes = nodes
         self.moved = moved
         self.load = load
+        self.later = 0.0
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return asyncio.get_running_loop().time() + self.later
 
     def other(self, query: Query) -> Replica | None:
         left = [Replica(node, "m", "loaded") for node in self.nodes if node not in query.tried]
@@ -140,14 +140,12 @@ async def test_who_has_waited_for_a_model_goes_back_to_the_line_as_often_as_need
     assert tries.query.tried == set()
 
 
-async def test_what_was_declined_for_its_place_goes_back_though_the_bound_has_passed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_was_declined_for_its_place_goes_back_though_the_bound_has_passed() -> None:
     """The line then says that it still loads; no other node is tried in vain."""
-    tries = Attempts(cast(Dispatcher, Routes("a")), "m", 2, patience_for=10)
+    routes = Routes("a")
+    tries = Attempts(cast(Dispatcher, routes), "m", 2, patience_for=10)
     assert tries.declines(COLD, 503)
-    later = retry.now() + 11
-    monkeypatch.setattr(retry, "now", lambda: later)
+    routes.later = 11
     assert await tries.has_next(fault("declined"), COLD)
     assert tries.since is not None
     assert tries.query.tried == set()

@@ -64,8 +64,8 @@ async def test_the_upstream_connection_ends_when_the_client_leaves(
     begun: str, asked: bytes, how: str
 ) -> None:
     log = io.StringIO()
-    access = AccessLog(log)
-    async with staged([*BEGUN[begun], Stall()], [Send(sized())], access=access) as stage:
+    script = [*BEGUN[begun], Stall()]
+    async with staged(script, [Send(sized())], access=AccessLog(log)) as stage:
         async with stage.client() as client:
             await client.send(post(asked))
             peer = await stage.origin.wait_asked()
@@ -74,10 +74,9 @@ async def test_the_upstream_connection_ends_when_the_client_leaves(
             await leave(client, how)
             await peer.wait_gone()
         await is_accounted_for(stage.fleet)
-        access.flush()
-        assert [json.loads(line)["status"] for line in log.getvalue().splitlines()] == [499]
         gone = await stage.fleet.metric("cortexd_streams_interrupted_total", by="client")
         assert gone == (begun != "waiting")
+        assert [json.loads(line)["status"] for line in log.getvalue().splitlines()] == [499]
         assert await stage.fleet.metric("cortexd_streams_interrupted_total", by="upstream") == 0
         assert (await stage.ask()).body == ANSWER
         assert len(stage.origin.peers) == 2, "what it left is not pooled"

@@ -323,11 +323,10 @@ async def test_a_request_behind_a_stream_that_died_is_not_answered() -> None:
 async def test_the_first_byte_is_never_before_its_request() -> None:
     """Not even by the fraction of a millisecond that a loop's clock leaves out."""
     log = io.StringIO()
-    access = AccessLog(log)
-    async with staged([Send(sized())], access=access) as stage, stage.client() as client:
+    script = [Send(sized())]
+    async with staged(script, access=AccessLog(log)) as stage, stage.client() as client:
         for _ in range(50):
             assert (await client.ask(post(ASKED))).complete
-        access.flush()
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert all(0 <= line["first_byte_s"] <= line["duration_s"] for line in lines), lines
     assert len(lines) == 50

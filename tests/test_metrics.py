@@ -1,0 +1,51 @@
+"""Counting in dicts gives what the client library's own counters would."""
+
+from __future__ import annotations
+
+import prometheus_client
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.exposition import generate_latest
+
+from cortexd.metrics import Counter, Histogram
+
+BOUNDS = (0.1, 1.0, 60.0)
+VALUES = st.floats(0, 1000) | st.sampled_from(BOUNDS)
+LABELS = st.sampled_from(["a", "b", 'a "quoted\\\n one'])
+
+
+def text(*collectors: prometheus_client.registry.Collector) -> str:
+    registry = prometheus_client.CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+def without_created(theirs: str) -> list[str]:
+    return [line for line in theirs.splitlines() if "_created" not in line]
+
+
+@given(st.lists(st.tuples(LABELS, st.integers(0, 1000)), max_size=20))
+def test_counters(events: list[tuple[str, int]]) -> None:
+    ours = Counter("x", "Some.", ("who",))
+    theirs = prometheus_client.Counter("x", "Some.", ["who"], registry=None)
+    for who, by in events:
+        ours.inc(who, by=by)
+        theirs.labels(who).inc(by)
+    assert text(ours).splitlines() == without_created(text(theirs))
+
+
+@given(st.lists(st.tuples(LABELS, VALUES), max_size=20))
+def test_histograms(events: list[tuple[str, float]]) -> None:
+    ours = Histogram("x", "Some.", BOUNDS, ("who",))
+    theirs = prometheus_client.Histogram("x", "Some.", ["who"], buckets=BOUNDS, registry=None)
+    for who, value in events:
+        ours.observe(value, who)
+        theirs.labels(who).observe(value)
+    assert text(ours).splitlines() == without_created(text(theirs))
+
+
+def test_without_labels_a_histogram_is_there_before_it_has_counted_anything() -> None:
+    ours = Histogram("x", "Some.", BOUNDS, ())
+    theirs = prometheus_client.Histogram("x", "Some.", buckets=BOUNDS, registry=None)
+    assert text(ours).splitlines() == without_created(text(theirs))
