@@ -48,6 +48,7 @@ MODEL_UNSERVABLE = Kind("model_unservable", 503, 5)
 MODEL_RECOVERING = Kind("model_recovering", 503, 2)
 MODEL_NOT_FOUND = Kind("model_not_found", 404)
 NO_FEASIBLE_NEURON = Kind("no_feasible_neuron", 503, should_retry=False)
+NO_ROOM = Kind("no_room", 503, 10)
 COLD_LOAD_FAILED = Kind("cold_load_failed", 502)  # Retry-After: what is left of the back-off
 MODEL_LOADING = Kind("model_loading", 503, 10)
 UNLOAD_FAILED = Kind("unload_failed", 502)

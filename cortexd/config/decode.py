@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from cortexd.config.lines import KeyPath
-from cortexd.config.units import Duration, Size
+from cortexd.config.units import AutoDuration, Duration, Size
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ _WORDS: Final[dict[Any, str]] = {
     int: "a whole number",
     float: "a number",
     Duration: Duration.allowed,
+    AutoDuration: AutoDuration.allowed,
     Size: Size.allowed,
 }
 

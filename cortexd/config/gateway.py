@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from cortexd.config.catalogue import Profile
-from cortexd.config.units import Duration, Size
+from cortexd.config.units import AutoDuration, Duration, Size
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -17,6 +19,8 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body: the largest request body.
     max_buffered: all request bodies held at one time; above it requests are refused.
     shutdown_timeout: how long running answers may go on after SIGTERM.
+    state_dir: for what must outlive a restart (default: $STATE_DIRECTORY, which systemd sets, else
+        $XDG_STATE_HOME/cortexd).
     expose_route: tell callers the node, model and route in x-cortex-* headers.
     access_log: one log line per inference request.
     """
@@ -27,6 +31,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body: Size = Size(64 << 20)
     max_buffered: Size = Size(512 << 20)
     shutdown_timeout: Duration = Duration(30)
+    state_dir: str | None = None
     expose_route: bool = True
     access_log: bool = True
 
@@ -82,6 +87,34 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: str | None = None
 
 
+class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[routing]`: which of a model's replicas serves.
+
+    affinity: "prefix" sends what belongs to one conversation to one replica, among those that are
+        equally busy, so that it finds its KV cache; "none" takes turns.
+    """
+
+    affinity: Literal["prefix", "none"] = "prefix"
+
+
+class Eviction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[eviction]`: who makes room for a model that is asked for. A model at work never does.
+
+    patience: how long a newcomer waits for busy models to become idle by themselves; then one of
+        them gets no new requests any more.
+    gate_timeout: how long that may last before another one or another node is tried.
+    min_residency: how long a model stays after its first answer; "auto": the larger of 15 s and
+        twice the time of its last load.
+    idle_ttl: unload what nobody has asked for in that time (default: never).
+    """
+
+    enabled: bool = True
+    patience: Duration = Duration(30)
+    gate_timeout: Duration = Duration(120)
+    min_residency: AutoDuration = AutoDuration(-1)
+    idle_ttl: Duration | None = None
+
+
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[security]`.
 
@@ -92,11 +125,24 @@ class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One `[[neurons]]` table: a node agent. `token_file` holds its bearer token."""
+    """One `[[neurons]]` table: a node agent.
+
+    token_file: holds its bearer token.
+    weight: how much work it takes in proportion to the others.
+    reserve_mb: MiB on each of its devices that are left alone, for a desktop or a game.
+    """
 
     name: str
     endpoint: str
     token_file: str | None = None
+    weight: float = 1.0
+    reserve_mb: int = 0
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError("weight must be more than 0")
+        if self.reserve_mb < 0:
+            raise ValueError("reserve_mb must not be negative")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +152,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     polling: Polling = Polling()
     loading: Loading = Loading()
     upstream: Upstream = Upstream()
+    routing: Routing = Routing()
+    eviction: Eviction = Eviction()
     security: Security = Security()
     neurons: tuple[Neuron, ...] = ()
     models: tuple[Profile, ...] = ()

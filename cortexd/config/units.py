@@ -27,6 +27,25 @@ class Duration(float):
         return f"{self * 1000:g}ms" if self else "0s"
 
 
+class AutoDuration(Duration):
+    """Seconds, or whatever fits: `is_auto`."""
+
+    allowed = f'"auto", or {Duration.allowed}'
+
+    @classmethod
+    def parse(cls, text: object) -> AutoDuration:
+        """ "auto", or as a Duration. Raises ValueError with what is allowed."""
+        return cls(-1) if text == "auto" else cls(_parse(text, _SECONDS, cls.allowed))
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether it was left to us."""
+        return self < 0
+
+    def __str__(self) -> str:
+        return "auto" if self.is_auto else super().__str__()
+
+
 class Size(int):
     """Bytes, never negative."""
 

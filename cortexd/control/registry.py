@@ -17,7 +17,15 @@ import msgspec
 from cortexd.control.events import Events, Kind
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, observed, told
-from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot, with_node
+from cortexd.fleet.snapshot import (
+    DEFAULT_POLICY,
+    Ledger,
+    Node,
+    Policy,
+    Replica,
+    Snapshot,
+    with_node,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +60,15 @@ class Registry:
     """The nodes of a configuration and what is known of them."""
 
     def __init__(
-        self, nodes: Iterable[Node], catalogue: Catalogue, events: Events, *, unhealthy_after: int
+        self,
+        nodes: Iterable[Node],
+        catalogue: Catalogue,
+        events: Events,
+        *,
+        unhealthy_after: int,
+        policy: Policy = DEFAULT_POLICY,
     ) -> None:
-        snapshot = Snapshot(catalogue=catalogue)
+        snapshot = Snapshot(catalogue=catalogue, policy=policy)
         for node in nodes:
             snapshot = with_node(snapshot, node)
         self.snapshot = msgspec.structs.replace(snapshot, settled=not snapshot.nodes)

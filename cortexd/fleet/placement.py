@@ -5,7 +5,7 @@ Reads what a node has (its devices), not yet what is free on them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -15,10 +15,17 @@ from cortexd.wire.neuron import DeviceInfo, Discovery, LoadRequest
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """A node to load on, and the request that does it."""
+    """A node to load on, and the request that does it.
+
+    needs: device → MiB that the model will take there, as far as is known.
+    victims: idle models that must go first. blockers: busy ones that stand in the way as well.
+    """
 
     node: str
     spec: LoadRequest
+    needs: Mapping[int, float] = {}
+    victims: tuple[str, ...] = ()
+    blockers: tuple[str, ...] = ()
 
 
 class NoPlacement(msgspec.Struct, frozen=True):
@@ -27,11 +34,13 @@ class NoPlacement(msgspec.Struct, frozen=True):
     asleep: nodes that could hold it, or might, but are unhealthy, draining or not described.
     failures: nodes that could hold it, where a load failed a moment ago.
     infeasible: the other nodes, each with the reason why it can never hold it.
+    crowded: nodes that could hold it, where everything in the way is protected; and how.
     """
 
     asleep: dict[str, str]
     failures: dict[str, Failure]
     infeasible: dict[str, str]
+    crowded: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 def infeasibility(profile: Profile, node: Node) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
@@ -38,12 +39,34 @@ class Told(msgspec.Struct, frozen=True):
     at: float
 
 
+class Policy(msgspec.Struct, frozen=True):
+    """What an operator may have decided about the whole fleet; see the configuration's `[routing]`
+    and `[eviction]`.
+
+    stale_after: seconds after which a node's report of its load is not believed any more.
+    min_residency: seconds; None: by the model's last load time.
+    """
+
+    affinity: bool = True
+    stale_after: float = 6.0
+    evicts: bool = True
+    patience: float = 30.0
+    gate_timeout: float = 120.0
+    min_residency: float | None = None
+    idle_ttl: float | None = None
+
+
+DEFAULT_POLICY: Final = Policy()
+
+
 class Node(msgspec.Struct, frozen=True):
     """One GPU host.
 
     endpoint: base URL of its neuron, without a trailing slash.
     polled: asked at least once, answered or not.
     trouble: why it is not healthy, or the last poll's failure.
+    weight, reserve_mb: as configured.
+    busy: model → requests that run or queue there, by its last report (at `health_at`).
     last_contact: monotonic seconds of the last good answer.
     """
 
@@ -52,6 +75,8 @@ class Node(msgspec.Struct, frozen=True):
     healthy: bool = False
     polled: bool = False
     draining: bool = False
+    weight: float = 1.0
+    reserve_mb: float = 0
     failures: int = 0
     trouble: str | None = None
     last_contact: float | None = None
@@ -61,6 +86,7 @@ class Node(msgspec.Struct, frozen=True):
     epoch: int = 0
     models: Mapping[str, Model] = {}
     told: Mapping[str, Told] = {}
+    busy: Mapping[str, int] = {}
 
     @property
     def is_available(self) -> bool:
@@ -78,6 +104,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     nodes: Mapping[str, Node] = {}
     replicas: Mapping[str, tuple[Replica, ...]] = {}
     catalogue: Catalogue = Catalogue()
+    policy: Policy = DEFAULT_POLICY
     healthy: int = 0
     settled: bool = False
 
@@ -90,6 +117,42 @@ class Failure(msgspec.Struct, frozen=True):
     count: int = 1
 
 
+class Promise(msgspec.Struct, frozen=True):
+    """Memory that a load of ours is going to take, or takes right now.
+
+    devices: index → MiB. before: index → MiB that were free for it when the load began; None: it
+    has not begun, others still make room.
+    ended: when the load was over, monotonic; it holds until the node reports anew.
+    """
+
+    devices: Mapping[int, float]
+    before: Mapping[int, float] | None = None
+    ended: float | None = None
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Requests that a replica failed lately.
+
+    penalty: at `at`, monotonic; it halves every few seconds. suspect_until: chosen only when no
+    other is left.
+    """
+
+    penalty: float
+    at: float
+    suspect_until: float = 0.0
+
+
+class FootprintKey(msgspec.Struct, frozen=True):
+    """What a measured footprint is of: the same model may need another amount of memory in another
+    quant, spread over another number of devices, or on another node."""
+
+    model: str
+    harness: str
+    quant: str | None
+    devices: int
+    node: str
+
+
 @dataclass(slots=True)
 class Ledger:
     """What only we know: our requests in flight, our loads under way, and those that failed.
@@ -99,6 +162,9 @@ class Ledger:
 
     loading: model → node.
     turns: where requests wait for their turn, and what to call when one that runs has ended.
+    since: how many requests were sent there since its node's last report.
+    promises: memory for loads under way. footprints: MiB that models were seen to take.
+    served: when it first answered since it is resident; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
     """
 
@@ -108,6 +174,12 @@ class Ledger:
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
     turns: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
     gates: dict[str, set[str]] = field(default_factory=dict)
+    since: dict[tuple[str, str], int] = field(default_factory=dict)
+    faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
+    promises: dict[tuple[str, str], Promise] = field(default_factory=dict)
+    footprints: dict[FootprintKey, float] = field(default_factory=dict)
+    served: dict[tuple[str, str], float] = field(default_factory=dict)
+    load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def failed(self, model: str) -> dict[str, Failure]:
         """Node → how the last load of that model failed there."""

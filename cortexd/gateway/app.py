@@ -25,7 +25,7 @@ from cortexd.daemon.access import AccessLog
 from cortexd.daemon.resolver import Resolver
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
-from cortexd.fleet.snapshot import Node
+from cortexd.fleet.snapshot import Node, Policy
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import MODELS, Admin
 from cortexd.gateway.events import stream_events
@@ -110,10 +110,19 @@ class Gateway:
         self.metrics = Metrics()
         self._events = Events()
         self.registry = Registry(
-            [Node(neuron.name, neuron.endpoint) for neuron in config.neurons],
+            [
+                Node(
+                    neuron.name,
+                    neuron.endpoint,
+                    weight=neuron.weight,
+                    reserve_mb=neuron.reserve_mb,
+                )
+                for neuron in config.neurons
+            ],
             Catalogue.of(config.models, config.aliases),
             self._events,
             unhealthy_after=config.polling.unhealthy_after,
+            policy=_policy(config),
         )
         clients = {
             neuron.name: NeuronClient(
@@ -285,6 +294,19 @@ class Gateway:
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
             | own_headers(inbound.dialect, inbound.request_id),
         )
+
+
+def _policy(config: Config) -> Policy:
+    eviction = config.eviction
+    return Policy(
+        affinity=config.routing.affinity == "prefix",
+        stale_after=3 * config.polling.interval,
+        evicts=eviction.enabled,
+        patience=eviction.patience,
+        gate_timeout=eviction.gate_timeout,
+        min_residency=None if eviction.min_residency.is_auto else eviction.min_residency,
+        idle_ttl=eviction.idle_ttl,
+    )
 
 
 def read_tokens(config: Config, base: Path) -> dict[str, str]:

@@ -41,9 +41,11 @@ def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path
     file.write_text(uncommented((ROOT / "etc/cortex.toml").read_text()))
     shown = load_gateway(file, {})
     default = gateway.Config()
-    assert msgspec.structs.replace(shown.gateway, metrics_listen=None) == default.gateway
+    asked = msgspec.structs.replace(shown.gateway, metrics_listen=None, state_dir=None)
+    assert asked == default.gateway
+    assert msgspec.structs.replace(shown.eviction, idle_ttl=None) == default.eviction
     assert msgspec.structs.replace(shown.upstream, ca_file=None) == default.upstream
-    for table in ("polling", "loading", "security"):
+    for table in ("polling", "loading", "routing", "security"):
         assert getattr(shown, table) == getattr(default, table)
     file.write_text(uncommented((ROOT / "etc/neuron.toml").read_text()))
     assert load_neuron(file, {}).models

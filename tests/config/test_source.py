@@ -75,12 +75,12 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path) -> No
             '\n[gateway]\nlistne = "x"',
             'cortex.toml:3: gateway.listne: unknown key; did you mean "listen"? (allowed: '
             "access_log, admin_listen, expose_route, listen, max_body, max_buffered, "
-            "metrics_listen, shutdown_timeout)",
+            "metrics_listen, shutdown_timeout, state_dir)",
         ),
         (
             "[gatway]",
             'cortex.toml:1: gatway: unknown key; did you mean "gateway"? (allowed: aliases, '
-            "gateway, loading, models, neurons, polling, security, upstream)",
+            "eviction, gateway, loading, models, neurons, polling, routing, security, upstream)",
         ),
         (
             "[gateway]\nlisten = 8080",
