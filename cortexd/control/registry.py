@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import msgspec
@@ -76,6 +77,10 @@ class Registry:
         self._events = events
         self._unhealthy_after = unhealthy_after
         self._changed: asyncio.Event = asyncio.Event()
+        self._polled: dict[str, asyncio.Event] = {}
+        self._gates: Counter[tuple[str, str]] = Counter()
+        # Told of every observation, when it has been taken in.
+        self.watchers: list[Callable[[str, Observation], None]] = []
 
     def observe(self, name: str, seen: Observation) -> Node:
         """Take in one poll of a node; returns the node as it now stands."""
@@ -88,6 +93,10 @@ class Registry:
             kind: Kind = "node_up" if after.healthy else "node_down"
             self._events.tell(kind, node=name, message=after.trouble)
         self._put(after)
+        for watcher in self.watchers:
+            watcher(name, seen)
+        if (waiting := self._polled.pop(name, None)) is not None:
+            waiting.set()
         return after
 
     def tell(self, name: str, model: str, status: str) -> None:
@@ -118,22 +127,29 @@ class Registry:
 
     @contextmanager
     def gate(self, node: str, model: str) -> Iterator[None]:
-        """Send nothing new to a replica while it is unloaded; who wants it waits, and decides
-        again after. One gate at a time before a replica."""
-        gates = self.ledger.gates.setdefault(model, set())
-        gates.add(node)
+        """Send nothing new to a replica that is unloaded or is going to be; who wants it waits,
+        and decides again after. Several may hold it; the last one opens it."""
+        self._gates[node, model] += 1
+        self.ledger.gates.setdefault(model, set()).add(node)
         self.wake()
         try:
             yield
         finally:
-            gates.discard(node)
-            if not gates:
-                del self.ledger.gates[model]
-            self.wake()
+            self._gates[node, model] -= 1
+            if not self._gates[node, model]:
+                del self._gates[node, model]
+                self.ledger.gates[model].discard(node)
+                if not self.ledger.gates[model]:
+                    del self.ledger.gates[model]
+                self.wake()
 
     async def wait_changed(self) -> None:
         """Until anything that routing reads has changed."""
         await self._changed.wait()
+
+    async def wait_polled(self, name: str) -> None:
+        """Until the next observation of a node, good or bad."""
+        await self._polled.setdefault(name, asyncio.Event()).wait()
 
     def _put(self, node: Node) -> None:
         before, after = self.snapshot, with_node(self.snapshot, node)
