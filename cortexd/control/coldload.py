@@ -204,6 +204,7 @@ class LoadTable:
         entry = Entry(model, placement.node, deadline, is_ours=True, is_unasked=unasked)
         self._loads[model] = entry
         self._registry.ledger.loading[model] = placement.node
+        self._loader.reserve(model, placement)
         return self._spawn(entry, self._do_load(entry, placement))
 
     def _watch(self, wait: Wait) -> Entry:
@@ -229,6 +230,7 @@ class LoadTable:
         if self._loads.get(entry.model) is entry:
             del self._loads[entry.model]
             del self._registry.ledger.loading[entry.model]
+            self._loader.release(entry)
             self._registry.wake()
 
     async def _do_load(self, entry: Entry, placement: Placement) -> None:

@@ -40,8 +40,20 @@ class Loader:
         self._room = room
         self._reservations = reservations
 
+    def reserve(self, model: str, placement: Placement) -> None:
+        """Take the memory for it, before anybody else decides: now that it is placed."""
+        if placement.victims or placement.blockers:
+            self._reservations.claim(placement.node, model, placement.needs)
+        else:
+            self._reservations.begin(placement.node, model, placement.needs)
+
+    def release(self, entry: Entry) -> None:
+        """Its node is not at it any more."""
+        self._reservations.end(entry.node or "", entry.model)
+
     async def bring(self, entry: Entry, placement: Placement, moved: Callable[[str], None]) -> None:
-        """Until it is resident. `moved`: told when it goes to another node than was thought.
+        """Until it is resident; its memory is reserved. `moved`: told when it goes to another node
+        than was thought.
 
         Raises NodeError when the load failed, Refusal when there is no room for it.
         """
@@ -49,25 +61,20 @@ class Loader:
         if profile is not None and (placement.victims or placement.blockers):
             entry.happens(Event.NO_ROOM)
             placement = await self._room.make(profile, placement, moved, unasked=entry.is_unasked)
-        else:
-            self._reservations.begin(placement.node, model, placement.needs)
         node = placement.node
+        entry.begins(self._registry.snapshot.nodes[node].epoch)
+        log.info("loading %r on %s", model, node)
+        self._events.tell("load_started", node=node, model=model)
         try:
-            entry.begins(self._registry.snapshot.nodes[node].epoch)
-            log.info("loading %r on %s", model, node)
-            self._events.tell("load_started", node=node, model=model)
-            try:
-                await self._load(model, placement)
-            except NodeError as error:
-                if profile is None or not _is_full(error):
-                    raise
-                log.info("%s has no room for %r: %s", node, model, error)
-                if not await self._room.clear(profile, placement):
-                    raise
-                log.info("loading %r on %s once more", model, node)
-                await self._load(model, placement)
-        finally:
-            self._reservations.end(node, model)
+            await self._load(model, placement)
+        except NodeError as error:
+            if profile is None or not _is_full(error):
+                raise
+            log.info("%s has no room for %r: %s", node, model, error)
+            if not await self._room.clear(profile, placement):
+                raise
+            log.info("loading %r on %s once more", model, node)
+            await self._load(model, placement)
 
     async def _load(self, model: str, placement: Placement) -> None:
         node = placement.node

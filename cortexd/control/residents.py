@@ -17,7 +17,7 @@ from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.tasks import Tasks
 from cortexd.fleet.placement import Placement, place
-from cortexd.fleet.residents import residents
+from cortexd.fleet.residents import idle_ttl, residents
 from cortexd.fleet.routing import Load
 from cortexd.fleet.snapshot import Node
 from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING
@@ -108,11 +108,9 @@ class Residents:
     def _is_due(self, key: tuple[str, str], moment: float) -> bool:
         snapshot = self._registry.snapshot
         profile = snapshot.catalogue.profiles.get(key[1])
-        ttl = snapshot.policy.idle_ttl
-        if profile is not None:
-            if profile.copies:  # it would be loaded again at once
-                return False
-            ttl = profile.idle_ttl if profile.idle_ttl is not None else ttl
+        if profile is not None and profile.copies:  # it would be loaded again at once
+            return False
+        ttl = idle_ttl(profile, snapshot)
         return ttl is not None and moment - self._idle_since(key) >= ttl
 
     def _idle_since(self, key: tuple[str, str]) -> float:

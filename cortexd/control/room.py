@@ -22,7 +22,7 @@ from cortexd.control.unloads import Unloads
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, place
 from cortexd.fleet.residents import displaceable
-from cortexd.fleet.routing import refusal_of
+from cortexd.fleet.routing import refusal
 
 log = logging.getLogger(__name__)
 
@@ -47,20 +47,21 @@ class Room:
         *,
         unasked: bool = False,
     ) -> Placement:
-        """The placement that fits now, which may be another one by then.
+        """The placement that fits now, which may be another one by then; its memory is reserved.
 
         moved: told of every node where room is being made. unasked: for a copy that nobody waits
         for. Raises Refusal when there will be no room.
         """
-        model, claimed = profile.id, None
+        model, claimed = profile.id, placement.node
         with ExitStack() as gates:
             gate = _Gate(self._registry, gates, model)
             try:
                 while placement.victims or placement.blockers:
                     if claimed != placement.node:
-                        self._claim(placement, model, claimed)
+                        self._reservations.end(claimed, model)
                         claimed = placement.node
                         moved(claimed)
+                    self._reservations.claim(claimed, model, placement.needs)
                     if placement.blockers:
                         if (stubborn := gate.look(placement)) is not None:
                             self._spare(placement.node, stubborn)
@@ -69,8 +70,7 @@ class Room:
                         await self._unload(placement, model)
                     placement = self._place(profile, unasked=unasked)
             finally:
-                if claimed is not None:
-                    self._reservations.end(claimed, model)
+                self._reservations.end(claimed, model)
             if claimed != placement.node:
                 moved(placement.node)
             self._reservations.begin(placement.node, model, placement.needs)
@@ -90,11 +90,6 @@ class Room:
         if has_gone:
             await self._registry.wait_polled(node.name)
         return has_gone
-
-    def _claim(self, placement: Placement, model: str, before: str | None) -> None:
-        if before is not None:
-            self._reservations.end(before, model)
-        self._reservations.claim(placement.node, model, placement.needs)
 
     async def _unload(self, placement: Placement, model: str) -> None:
         node, need = placement.node, sum(placement.needs.values())
@@ -128,7 +123,7 @@ class Room:
             del ledger.spared[key]
         placed = place(profile, snapshot, ledger, moment, unasked=unasked)
         if isinstance(placed, NoPlacement):
-            raise refusal_of(profile.id, placed, snapshot, moment)
+            raise refusal(profile.id, snapshot, placed, moment)
         return placed
 
     def _spare(self, node: str, model: str) -> None:
