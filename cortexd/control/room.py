@@ -87,8 +87,6 @@ class Room:
             if not devices or devices & set(resident.devices):
                 end = await self._unloads.unload(node.name, resident.model, "room", words)
                 has_gone = has_gone or end is None
-        if has_gone:
-            await self._registry.wait_polled(node.name)
         return has_gone
 
     async def _unload(self, placement: Placement, model: str) -> None:
@@ -100,17 +98,19 @@ class Room:
                 continue
             log.info("%r stays on %s: %s", victim, node, end.message)
             if end.kind is errors.BUSY:  # somebody was faster; its node will say so
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SETTLE):
-                        await self._registry.wait_polled(node)
+                await self._report_of(node)
             else:
                 self._spare(node, victim)
             return
         # Its memory counts when the node reports it, not before.
+        began = now()
+        while not self._fits(placement, model) and now() - began < SETTLE:
+            await self._report_of(node)
+
+    async def _report_of(self, node: str) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE):
-                while not self._fits(placement, model):
-                    await self._registry.wait_polled(node)
+                await self._registry.wait_polled(node, now())
 
     def _fits(self, placement: Placement, model: str) -> bool:
         snapshot, ledger = self._registry.snapshot, self._registry.ledger

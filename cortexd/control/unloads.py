@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final, Literal
 
 from cortexd import errors
 from cortexd.control.events import Events
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
+from cortexd.control.turns import now
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
 from cortexd.metrics import Metrics
@@ -24,6 +26,7 @@ from cortexd.wire.neuron import UNLOADED, UnloadRequest
 log = logging.getLogger(__name__)
 
 WITHIN: Final = 30.0  # seconds for a node to unload a model or to cancel its load
+REPORTED_WITHIN: Final = 10.0  # seconds for its next report after that
 
 Reason = Literal["operator", "room", "idle"]
 
@@ -110,6 +113,11 @@ class Unloads:
             else:
                 self._registry.tell(node, model, UNLOADED)
             self._poller.nudge(node)
+            if reason != "operator":
+                # Until then nobody can know what is free there; an operator need not wait for it.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REPORTED_WITHIN):
+                        await self._registry.wait_polled(node, now())
         return None
 
 

@@ -168,6 +168,7 @@ class House:
             Events(),
             unhealthy_after=1,
             policy=policy or Policy(),
+            now=now,
         )
         clients: Any = self.hosts
         poller: Any = self
@@ -217,6 +218,7 @@ class House:
             await asyncio.sleep(hold)
         finally:
             self.served[key] -= 1
+            self.registry.note_success(route.node, model)
             self.dispatcher.confirm(route, served=True)
             route.lease.release()
         return route.node
