@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from math import inf
 
 import msgspec
 
@@ -185,9 +184,12 @@ class Registry:
         await self._changed.wait()
 
     async def wait_polled(self, name: str, since: float) -> None:
-        """Until the next observation of a node that was sent after `since`, good or bad."""
-        while self._sent.get(name, -inf) < since:
+        """Until a next observation of a node comes in, good or bad, that was not sent before
+        `since`."""
+        while True:
             await self._polled.setdefault(name, asyncio.Event()).wait()
+            if self._sent[name] >= since:
+                return
 
     def _put(self, node: Node) -> None:
         before, after = self.snapshot, with_node(self.snapshot, node)
