@@ -206,3 +206,19 @@ def test_nothing_is_remembered_of_a_model_that_is_gone() -> None:
     for kept in (ledger.in_flight, ledger.counted, ledger.faults, ledger.served):
         assert not kept
     assert not ledger.last_access
+
+
+def test_no_change_is_hidden_from_those_who_listen_though_the_log_is_spared(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events = Events()
+    fleet = Registry([Node("a", "http://a")], Catalogue(), events, unhealthy_after=1)
+    with events.listening(lambda: None) as queue:
+        for turn in range(40):
+            moment = turn / 2
+            models = None if turn % 2 else [M]
+            fleet.observe("a", Observation(moment, moment, models=models, failure="no"))
+            assert fleet.snapshot.healthy == 1 - turn % 2
+        assert queue.qsize() == 40
+    lines = [record for record in caplog.records if "up and down" in record.getMessage()]
+    assert len(lines) == 1
