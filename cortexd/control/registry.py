@@ -17,6 +17,7 @@ import msgspec
 from cortexd.control.events import Events, Kind
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, observed, told
+from cortexd.fleet.sanity import in_words, sane, standing
 from cortexd.fleet.snapshot import (
     DEFAULT_POLICY,
     Ledger,
@@ -78,11 +79,18 @@ class Registry:
         self._changed: asyncio.Event = asyncio.Event()
 
     def observe(self, name: str, seen: Observation) -> Node:
-        """Take in one poll of a node; returns the node as it now stands."""
+        """Take in one poll of a node; returns the node as it now stands.
+
+        What can't be true is not believed; the operator is told once.
+        """
         before = self.snapshot.nodes[name]
+        seen, complaints = sane(seen, before.hardware)
         after = observed(
             before, seen, self.snapshot.catalogue, unhealthy_after=self._unhealthy_after
         )
+        nonsense = standing(before.nonsense, complaints, seen)
+        if nonsense is not before.nonsense:
+            after = msgspec.structs.replace(after, nonsense=nonsense)
         _log_difference(before, after)
         if before.healthy != after.healthy:
             kind: Kind = "node_up" if after.healthy else "node_down"
@@ -168,3 +176,28 @@ def _log_difference(before: Node, after: Node) -> None:
         log.warning("node %s: %s", after.name, after.trouble)
     if after.epoch != before.epoch:
         log.warning("node %s has restarted", after.name)
+    if (was := _hostname(before)) != (now := _hostname(after)) and was and now:
+        log.warning(
+            "node %s was the host %s and is %s now; if that is not meant, check its endpoint",
+            after.name,
+            was,
+            now,
+        )
+    if after.nonsense is not before.nonsense:
+        _log_nonsense(before, after)
+
+
+def _hostname(node: Node) -> str | None:
+    return node.hardware.hostname if node.hardware else None
+
+
+def _log_nonsense(before: Node, after: Node) -> None:
+    new = {it: known for it, known in after.nonsense.items() if it not in before.nonsense}
+    if new:
+        log.warning(
+            "node %s reports nonsense, which is ignored; look at its neuron: %s",
+            after.name,
+            in_words(new),
+        )
+    elif before.nonsense and not after.nonsense:
+        log.info("node %s reports no more nonsense", after.name)
