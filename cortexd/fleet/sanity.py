@@ -107,7 +107,7 @@ _TEXTS: Final[dict[type, tuple[str, ...]]] = {
     DeviceInfo: ("name", "compute_capability", "kind"),
     Activation: ("state",),
     FailedActivation: ("error",),
-    Model: ("harness", "error"),
+    Model: ("status", "harness", "error"),
     Servable: ("reason", "detail"),
     Progress: ("stage",),
 }
@@ -119,10 +119,11 @@ def sane(seen: Observation, hardware: Discovery | None) -> tuple[Observation, di
     """The observation without what can't be true, and what was wrong: complaint → where, in words.
 
     hardware: what the node was known to have; what is described in `seen` counts instead.
-    A failed poll is no nonsense.
+    A failed poll is no nonsense, and says nothing but why it failed.
     """
     if seen.models is None:
-        return msgspec.structs.replace(seen, failure=plain(seen.failure or "no answer")), {}
+        failure = plain(seen.failure or "no answer")
+        return Observation(seen.sent, seen.received, failure=failure), {}
     doubts = _Doubts()
     if seen.health_failure is not None:
         doubts.note("/health: no usable answer", plain(seen.health_failure))
@@ -148,16 +149,19 @@ def standing(
 ) -> Mapping[str, Nonsense]:
     """The complaints about a node that stand after a poll; the same mapping when there are none.
 
-    A complaint about a description stands as long as that does: it is not asked for again.
+    A complaint about a description stands until it is asked for again.
     """
     if seen.models is None or not (complaints or before):
         return before
-    is_described = seen.discovery is not None or seen.discovery_failure is not None
+    is_asked = seen.discovery is not None or seen.discovery_failure is not None
     kept = {
         complaint: known
         for complaint, known in before.items()
-        if seen.received - known.at < STANDS_FOR
-        or (complaint.startswith("/discovery") and not is_described)
+        if (
+            not is_asked
+            if complaint.startswith("/discovery")
+            else seen.received - known.at < STANDS_FOR
+        )
     }
     return kept | {
         complaint: Nonsense(where, seen.received) for complaint, where in complaints.items()
