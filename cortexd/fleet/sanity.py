@@ -122,7 +122,7 @@ def sane(seen: Observation, hardware: Discovery | None) -> tuple[Observation, di
     A failed poll is no nonsense, and says nothing but why it failed.
     """
     if seen.models is None:
-        failure = plain(seen.failure or "no answer")
+        failure = plain(seen.failure or "") or "no answer"
         return Observation(seen.sent, seen.received, failure=failure), {}
     doubts = _Doubts()
     if seen.health_failure is not None:

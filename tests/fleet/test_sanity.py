@@ -6,8 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.sanity import MAX_DEVICES, MAX_MODELS, STANDS_FOR, in_words, sane, standing
+from cortexd.fleet.sanity import (
+    MAX_DEVICES,
+    MAX_ID,
+    MAX_MODELS,
+    STANDS_FOR,
+    in_words,
+    sane,
+    standing,
+)
 from cortexd.fleet.snapshot import Nonsense
+from cortexd.gateway.intake import MAX_MODEL_NAME
 from cortexd.wire.neuron import (
     Activation,
     Cost,
@@ -369,3 +378,7 @@ def assert_sane(better: Observation) -> None:
 
 def told(complaints: dict[str, str]) -> str:
     return in_words({it: Nonsense(where, 0.0) for it, where in complaints.items()})
+
+
+def test_an_id_may_be_as_long_as_what_can_be_asked_for() -> None:
+    assert MAX_ID == MAX_MODEL_NAME
