@@ -109,7 +109,7 @@ class Registry:
             kind: Kind = "node_up" if after.healthy else "node_down"
             self._events.tell(kind, node=name, message=after.trouble)
         self._put(after)
-        self._keep_books(after, is_fresh=seen.health is not None)
+        self._keep_books(after, is_fresh=seen.models is not None and seen.health is not None)
         self._sent[name] = seen.sent
         for watcher in self.watchers:
             watcher(name, seen)

@@ -174,8 +174,11 @@ def test_a_report_says_which_of_our_requests_it_can_have_counted() -> None:
     fleet.lease("a", "m")
     before.release()
     assert fleet.ledger.counted == {KEY: 1}, "what came and went since is not in it"
+    fleet.lease("a", "m")
+    fleet.observe("a", Observation(2.0, 2.1, failure="cut off", health=Health()))
+    assert fleet.ledger.counted == {KEY: 1}, "of a failed poll nothing is taken in"
     fleet.observe("a", seen(M, health=Health()))
-    assert fleet.ledger.counted == {KEY: 1}
+    assert fleet.ledger.counted == {KEY: 2}
 
 
 def test_a_model_at_rest_is_counted_as_nothing() -> None:
