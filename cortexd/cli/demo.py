@@ -172,6 +172,7 @@ def _write_configuration(args: argparse.Namespace, place: Path, files: dict[str,
             "gateway": {
                 "listen": f"{HOST}:{args.port}",
                 "admin_listen": f"{HOST}:{_admin_port(args)}",
+                "state_dir": "state",
             },
             "neurons": [
                 {"name": name, "endpoint": f"http://{HOST}:{port}"} for name, port in ports.items()

@@ -1,4 +1,5 @@
-"""What an operator asks for: have this model resident (there), or have it gone.
+"""What an operator asks for: have this model resident (there), or have it gone; take this node out
+of service, or back in.
 
 Loads go through the load table like everybody's, so that a load is one load whoever wants it; what
 is an operator's alone is naming the node, and being told of the end without standing in line.
@@ -19,6 +20,7 @@ from cortexd.control.poller import Poller
 from cortexd.control.refusals import load_failed, still_loading
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
+from cortexd.daemon.state import StateFile
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement, infeasibility, load_request
@@ -49,7 +51,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class Operator:
-    """Loads and unloads on demand. `timeout`: seconds that a load is waited for."""
+    """Does what is asked for. `timeout`: seconds that a load is waited for."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Operator:
         table: LoadTable,
         clients: Mapping[str, NeuronClient],
         poller: Poller,
+        state: StateFile,
         *,
         timeout: float,
     ) -> None:
@@ -64,6 +67,7 @@ class Operator:
         self._table = table
         self._clients = clients
         self._poller = poller
+        self._state = state
         self._timeout = timeout
         self._tasks = Tasks()
         self._unloads: dict[tuple[str, str], asyncio.Task[Refusal | None]] = {}
@@ -110,6 +114,23 @@ class Operator:
                 also = f" It was unloaded on {', '.join(gone)}." if gone else ""
                 raise Refusal(refusal.kind, refusal.message + also)
         return gone
+
+    def drain(self, node: str) -> int:
+        """Take a node out of service, over restarts too; how many requests still run there.
+
+        Raises Refusal.
+        """
+        self._check_node(node)
+        self._registry.drain(node)
+        self._keep_drained({*self._state.state.drained, node})
+        return self._running_on(node)
+
+    def undrain(self, node: str) -> int:
+        """Put a node back into service; how many requests run there. Raises Refusal."""
+        self._check_node(node)
+        self._registry.undrain(node)
+        self._keep_drained({*self._state.state.drained} - {node})
+        return self._running_on(node)
 
     async def close(self) -> None:
         """Let go of what still runs."""
@@ -255,6 +276,17 @@ class Operator:
             self._registry.tell(node, model, UNLOADED)
         self._poller.nudge(node)
         return None
+
+    # Nodes.
+
+    def _keep_drained(self, drained: set[str]) -> None:
+        """Names that are not configured stay: their nodes may come back."""
+        names = tuple(sorted(drained))
+        self._state.put(msgspec.structs.replace(self._state.state, drained=names))
+
+    def _running_on(self, node: str) -> int:
+        in_flight = self._registry.ledger.in_flight
+        return sum(count for (where, _), count in in_flight.items() if where == node)
 
     def _check_node(self, node: str | None) -> None:
         nodes = self._registry.snapshot.nodes

@@ -15,6 +15,7 @@ from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
 from cortexd.control.operator import Operator
 from cortexd.control.registry import Lease, Registry
+from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
@@ -201,6 +202,7 @@ class World:
             self.table,
             fakes,
             self,  # type: ignore[arg-type]
+            StateFile(None),
             timeout=setting.timeout,
         )
         endpoints = Endpoints(self.registry, fakes, allowed_hosts=(), timeout=5)
