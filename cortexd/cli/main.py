@@ -9,7 +9,17 @@ from typing import NoReturn
 
 from cortexd import __version__
 
-COMMANDS = ("serve", "neuron", "check", "load", "unload", "demo")
+COMMANDS = (
+    "serve",
+    "neuron",
+    "check",
+    "status",
+    "load",
+    "unload",
+    "drain",
+    "undrain",
+    "demo",
+)
 BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: the service manager need not try again
 INTERRUPTED = 130
 
