@@ -10,11 +10,12 @@ from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, observed
 from cortexd.fleet.routing import Query, Refuse, Serve, decide
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
-from cortexd.wire.neuron import DeviceInfo, Discovery, Health, Model
+from cortexd.wire.neuron import DeviceInfo, Discovery, Health, Model, ModelLoad
 
 REPLICAS = 4  # of every model, however large the fleet
 ROUNDS = 7
 CALLS = 20_000
+KEY = 0x0123456789ABCDEF
 
 
 def fleet(nodes: int, models_per_node: int) -> Snapshot:
@@ -30,7 +31,9 @@ def fleet(nodes: int, models_per_node: int) -> Snapshot:
             1.0,
             1.1,
             models=[Model(model, status) for model, status in listed.items()],
-            health=Health(uptime_secs=1),
+            health=Health(
+                uptime_secs=1, models=[ModelLoad(model, in_flight=1) for model in listed]
+            ),
             discovery=Discovery([DeviceInfo(0, 24000)]),
         )
         node = Node(f"node-{number:04}", f"http://node-{number}:13131")
@@ -40,7 +43,7 @@ def fleet(nodes: int, models_per_node: int) -> Snapshot:
 
 def microseconds(snapshot: Snapshot, query: Query, expected: type) -> float:
     """The best of several rounds: what the decision costs when nothing else disturbs it."""
-    ledger = Ledger(in_flight={("node-0000", query.model): 3})
+    ledger = Ledger(in_flight={("node-0000", query.model): 1})
     assert isinstance(decide(query, snapshot, ledger, 1.0), expected)
     best = float("inf")
     for _ in range(ROUNDS):
@@ -54,10 +57,12 @@ def microseconds(snapshot: Snapshot, query: Query, expected: type) -> float:
 def run(args: argparse.Namespace) -> None:
     """What a routing decision costs, over the sizes of the fleet."""
     print("decide: µs per decision (best of rounds; target: 5, and equal over the sizes)")
-    print(f"{'fleet':>16} {'replicas':>9} {'loaded':>8} {'not found':>10}")
+    print(f"{'fleet':>16} {'replicas':>9} {'in turn':>8} {'by key':>8} {'not found':>10}")
     for nodes, models in ((1, 1), (4, 20), (100, 20), (1000, 20)):
         snapshot = fleet(nodes, models)
         replicas = len(snapshot.replicas["model-0"])
-        loaded = microseconds(snapshot, Query("model-0"), Serve)
+        in_turn = microseconds(snapshot, Query("model-0"), Serve)
+        by_key = microseconds(snapshot, Query("model-0", affinity=lambda: KEY), Serve)
         missing = microseconds(snapshot, Query("nobody"), Refuse)
-        print(f"{nodes:>9} × {models:<4} {replicas:>9} {loaded:>8.2f} {missing:>10.2f}")
+        costs = f"{in_turn:>8.2f} {by_key:>8.2f} {missing:>10.2f}"
+        print(f"{nodes:>9} × {models:<4} {replicas:>9} {costs}")

@@ -170,9 +170,7 @@ def _verdict(
         crowded=seen.crowded if seen else None,
     )
     gated = node.name in ledger.gates.get(model, ())
-    return msgspec.structs.replace(
-        verdict, words=_words(node, replica, seen, verdict, gated=gated)
-    )
+    return msgspec.structs.replace(verdict, words=_words(node, replica, seen, verdict, gated=gated))
 
 
 def _words(
