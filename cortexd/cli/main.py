@@ -14,6 +14,7 @@ COMMANDS = (
     "neuron",
     "check",
     "status",
+    "explain",
     "load",
     "unload",
     "drain",

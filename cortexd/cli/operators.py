@@ -129,7 +129,7 @@ def understood(answer: dict[str, Any], kind: type[T]) -> T:
     import msgspec
 
     try:
-        return msgspec.convert(answer, kind)
+        return msgspec.convert(answer, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise NoGateway(f"what is there does not answer like a gateway: {error}") from error
 
@@ -157,7 +157,8 @@ def _url(text: str) -> str:
         return text
     try:
         parts = urlsplit(text)
-        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+        is_base = parts.path in {"", "/"} and not parts.query and not parts.fragment
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and is_base:
             return text.rstrip("/")
     except ValueError:
         pass

@@ -6,6 +6,7 @@ Whatever a cell holds (a model's name, a node's words), a terminal never takes i
 from __future__ import annotations
 
 import os
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, TextIO
@@ -56,11 +57,16 @@ class Screen(NamedTuple):
         on, off = "#-" if self.is_plain else "█░"
         return on * full + off * (width - full)
 
+    def wrapped(self, text: str) -> str:
+        """A text in lines that fit."""
+        text = plain(text)
+        return text if self.width is None else textwrap.fill(text, max(self.width, NARROWEST))
+
     def table(
         self, header: Sequence[str], rows: Sequence[Sequence[Cell | str]], flexible: Sequence[int]
     ) -> str:
         """Lines of columns; the last cell of a row that is shorter than the header goes on to the
-        end of the line.
+        end of the line, and below it where it is longer than that.
 
         flexible: the columns that may be cut where the screen is too narrow; after them it is the
         right end of a line that is cut.
@@ -73,7 +79,7 @@ class Screen(NamedTuple):
                 widths[column] = max(widths[column], _width(cell.text))
         if self.width is not None:
             self._fit(widths, flexible, self.width)
-        return "\n".join(self._line(row, widths) for row in cells)
+        return "\n".join(line for row in cells for line in self._lines(row, widths))
 
     def _fit(self, widths: list[int], flexible: Sequence[int], width: int) -> None:
         while sum(widths) + len(GAP) * (len(widths) - 1) > width:
@@ -82,10 +88,23 @@ class Screen(NamedTuple):
                 return
             widths[widest] -= 1
 
+    def _lines(self, row: Sequence[Cell], widths: list[int]) -> list[str]:
+        if len(row) == len(widths):
+            return [self._line(row, widths)]
+        *before, last = row
+        widths = widths[: len(before)]
+        parts = [last.text]
+        if self.width is not None:
+            room = self.width - sum(widths) - len(GAP) * len(widths)
+            parts = textwrap.wrap(last.text, max(room, NARROWEST)) or [""]
+        lines = []
+        for part in parts:
+            lines.append(self._line([*before, last._replace(text=part)], [*widths, _width(part)]))
+            before = [Cell("")] * len(before)
+        return lines
+
     def _line(self, row: Sequence[Cell], widths: Sequence[int]) -> str:
         parts, left = [], self.width
-        if len(row) < len(widths):
-            widths = [*widths[: len(row) - 1], _width(row[-1].text)]
         for cell, width in zip(row, widths, strict=True):
             room = width if left is None else min(width, left)
             text = self._cut(cell.text, room)

@@ -113,12 +113,13 @@ def _told(
             if placement.victims:
                 words += f", after {_names(placement.victims)} {_is(placement.victims)} unloaded"
             if placement.blockers:
-                words += f"; that waits for {_names(placement.blockers)}, still needed there now"
+                words += f"; that waits for {_names(placement.blockers)} to be no longer needed"
             return "load", placement.node, None, words + "."
         case Wait(_, "starting"):
             return "wait", None, None, "It would wait: not every node has been asked yet."
         case Wait(_, reason, node):
-            return "wait", node, None, f"It would wait for {node}, where it is {reason}."
+            where = f" on {node}" if node else ""
+            return "wait", node, None, f"It would wait: it is {reason}{where}."
         case Refuse(refusal):
             return "refuse", None, refusal.kind.code, f"It would be refused: {refusal.message}"
 
@@ -188,10 +189,10 @@ def _words(
     if not node.healthy:
         said.append(f"the node is down: {node.trouble or 'not polled yet'}")
     elif node.draining:
-        said.append("the node is drained: cortexd undrain puts it back into service")
+        said.append(f"drained: cortexd undrain {node.name} puts it back into service")
     if seen is not None and (replica is None or replica.status in _ABSENT):
         said += _room(seen, verdict)
-    elif seen is None and replica is None:
+    elif seen is None and replica is None and node.is_available:
         said.append("the node does not know it, and the catalogue does not list it")
     return "; ".join(said)
 
@@ -220,7 +221,7 @@ def _room(seen: Assessment, verdict: Verdict) -> list[str]:
         if seen.victims:
             way.append(f"{_names(seen.victims)} {_is(seen.victims)} unloaded")
         if seen.blockers:
-            way.append(f"{_names(seen.blockers)} {_is(seen.blockers)} done there")
+            way.append(f"{_names(seen.blockers)} {_is(seen.blockers)} no longer needed")
         said.append(f"has room once {' and '.join(way)}: {seen.share:.0f} MiB needed on {on}")
     return said
 

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import aiohttp
 from aiohttp import web
 
-from cortexd import __version__
+from cortexd import __version__, errors
 from cortexd.config.gateway import Config
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
@@ -27,6 +27,7 @@ from cortexd.daemon.resolver import Resolver
 from cortexd.daemon.state import StateFile
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.explain import explain
 from cortexd.fleet.snapshot import Node, Policy
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import Admin
@@ -226,6 +227,7 @@ class Gateway:
             "/version": read(self._version),
             "/v1/models": read(self._list_models),
             "/api/fleet": read(self._fleet),
+            "/api/explain": read(self._explain),
             "/api/events": {"GET": self._stream},
         }
         cards = {MODEL_PREFIX: read(self._one_model)}
@@ -312,6 +314,15 @@ class Gateway:
             time.monotonic(),
         )
         return as_json(inbound, fleet)
+
+    async def _explain(self, inbound: Inbound) -> web.Response:
+        name = inbound.request.rel_url.query.get("model", "")
+        if not name:
+            raise Refusal(
+                errors.MISSING_MODEL, "Name a model: /api/explain?model=NAME.", param="model"
+            )
+        explanation = explain(name, self.registry.snapshot, self.registry.ledger, time.monotonic())
+        return as_json(inbound, explanation)
 
     async def _stream(self, inbound: Inbound) -> web.StreamResponse:
         return await stream_events(inbound, self._events)
