@@ -45,7 +45,16 @@ async def fails(body: dict[str, Any]) -> web.Response:
 
 
 @pytest.mark.parametrize(
-    "path", ["/health", "/ready", "/version", "/metrics", "/v1/models", "/api/fleet"]
+    "path",
+    [
+        "/health",
+        "/ready",
+        "/version",
+        "/metrics",
+        "/v1/models",
+        "/api/fleet",
+        "/api/explain?model=m",
+    ],
 )
 async def test_the_same_reads_are_there(path: str) -> None:
     async with (
