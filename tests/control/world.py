@@ -185,6 +185,7 @@ class World:
             Catalogue.of(setting.profiles, {}),
             Events(),
             unhealthy_after=1,
+            now=now,
         )
         self.registry.wrong = self.wrong
         fakes: dict[str, Any] = self.neurons  # type: ignore[assignment]
