@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,22 @@ async def test_a_watch_goes_on_until_it_is_interrupted(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, err = await process.communicate()
         assert (process.returncode, err) == (0, b"")
+
+
+async def test_a_reader_that_leaves_is_no_failure_to_be_told_of(tmp_path: Path) -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        ours, its = os.pipe()
+        os.close(ours)
+        process = await start(
+            *("status", "--url", fleet.admin_url),
+            cwd=tmp_path,
+            stdout=its,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(its)
+        async with asyncio.timeout(GUARD):
+            _, err = await process.communicate()
+        assert (process.returncode, err) == (141, b"")
 
 
 async def test_no_gateway_is_status_1_in_words(tmp_path: Path) -> None:
