@@ -40,7 +40,7 @@ def cortexd_config(listen: int, upstreams: Sequence[int]) -> str:
         f'[[neurons]]\nname = "node-{number:03}"\nendpoint = "http://127.0.0.1:{port}"\n'
         for number, port in enumerate(upstreams)
     )
-    listener = f'[gateway]\nlisten = "127.0.0.1:{listen}"\nadmin_listen = ""\n'
+    listener = f'[gateway]\nlisten = "127.0.0.1:{listen}"\nadmin_listen = ""\nstate_dir = "state"\n'
     return f'{listener}{nodes}[[models]]\nid = "{answers.COLD}"\n'
 
 

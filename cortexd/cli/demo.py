@@ -172,6 +172,7 @@ def _write_configuration(args: argparse.Namespace, place: Path, files: dict[str,
             "gateway": {
                 "listen": f"{HOST}:{args.port}",
                 "admin_listen": f"{HOST}:{_admin_port(args)}",
+                "state_dir": "state",
             },
             "neurons": [
                 {"name": name, "endpoint": f"http://{HOST}:{port}"} for name, port in ports.items()
@@ -347,6 +348,8 @@ def _next_commands(base: str, admin: str) -> str:
   curl -s {base}/v1/models
   curl -s {base}/metrics | grep -E 'cold_starts|tokens_total'
   curl -s {base}/v1/chat/completions -d '{{"model":"nobody","messages":[]}}'
+  {sys.executable} -m cortexd status --url {admin} --watch
+  {sys.executable} -m cortexd explain {COLD} --url {admin}
   {sys.executable} -m cortexd unload {COLD} --url {admin}
   {sys.executable} -m cortexd load {COLD} --url {admin}
 

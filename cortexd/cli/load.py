@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote
 
 from cortexd.cli import operators
+from cortexd.cli.screen import plain
 
 if TYPE_CHECKING:
     import aiohttp
@@ -31,6 +32,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "it is. The load goes on when this ends. Exit status 1 when it was refused.",
         epilog="example: cortexd load Qwen/Qwen3-8B --node beast",
     )
+    operators.add_model_argument(parser)
+    operators.add_node_option(parser)
     operators.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -41,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     async def ask(gateway: aiohttp.ClientSession) -> operators.Answer:
         progress = Progress(sys.stderr, await _concrete(gateway, args.model))
         async with _showing(gateway, progress):
-            return await operators.post(gateway, args.model, "load", {"node": args.node})
+            return await operators.post(
+                gateway, "models", args.model, "load", body={"node": args.node}
+            )
 
     def said(answer: dict[str, Any]) -> str:
         took = f" in {answer['seconds']:.1f} s" if answer["seconds"] >= 0.05 else " already"
@@ -101,7 +106,7 @@ class Progress:
     def draw(self) -> None:
         """Draw the line anew, where that can be done."""
         if self._redraws:
-            self._out.write(f"\r\x1b[K{operators.plain(self.line())}")
+            self._out.write(f"\r\x1b[K{plain(self.line())}")
             self._out.flush()
 
     def clear(self) -> None:
@@ -113,7 +118,7 @@ class Progress:
     def _print(self, text: str, *, keep: bool = True) -> None:
         if keep:
             self.clear()
-            print(operators.plain(text), file=self._out, flush=True)
+            print(plain(text), file=self._out, flush=True)
 
 
 async def _concrete(gateway: aiohttp.ClientSession, model: str) -> str:

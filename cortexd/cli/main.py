@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import NoReturn
 
 from cortexd import __version__
 
-COMMANDS = ("serve", "neuron", "check", "load", "unload", "demo")
+COMMANDS = (
+    "serve",
+    "neuron",
+    "check",
+    "status",
+    "explain",
+    "load",
+    "unload",
+    "drain",
+    "undrain",
+    "demo",
+)
 BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: the service manager need not try again
 INTERRUPTED = 130
+READER_LEFT = 141  # as a shell has it for SIGPIPE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +52,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     try:
         status = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = READER_LEFT
     except ConfigError as error:
         print(error, file=sys.stderr)
         status = BAD_CONFIGURATION

@@ -9,13 +9,17 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from cortexd.cli.paths import add_config_option, config_path
+from cortexd.cli.screen import plain
 
 if TYPE_CHECKING:
     import aiohttp
+    from yarl import URL
+
+T = TypeVar("T")
 
 DEFAULT = "http://127.0.0.1:8081"
 CONNECT_WITHIN = 5.0  # seconds; an answer takes what a load takes
@@ -27,10 +31,23 @@ class NoGateway(Exception):
     """Nothing answers there, or something else does; the message says what."""
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """What every command about a model takes."""
+    parser.add_argument("model", metavar="MODEL", help="its id, or an alias")
+
+
+def add_node_option(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that may be about one node alone."""
+    parser.add_argument("--node", metavar="NAME", help="there, and nowhere else")
+
+
+def add_node_argument(parser: argparse.ArgumentParser) -> None:
+    """What every command about a node takes."""
+    parser.add_argument("name", metavar="NODE", help="its name in the configuration")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command for operators takes."""
-    parser.add_argument("model", metavar="MODEL", help="its id, or an alias")
-    parser.add_argument("--node", metavar="NAME", help="there, and nowhere else")
     parser.add_argument(
         "--url",
         type=_url,
@@ -46,7 +63,10 @@ def run(
     ask: Callable[[aiohttp.ClientSession], Coroutine[Any, Any, Answer]],
     said: Callable[[dict[str, Any]], str],
 ) -> int:
-    """Ask, and print what was answered: 0, or 1 when it was refused or nobody is there."""
+    """Ask, and print what was answered: 0, or 1 when it was refused or nobody is there.
+
+    said: the answer in words; may raise NoGateway, for one that is not like a gateway's.
+    """
     import asyncio
 
     async def talk() -> Answer:
@@ -59,6 +79,7 @@ def run(
         return 1
     try:
         status, answer = asyncio.run(talk())
+        words = said(answer) if status == 200 and not args.json else ""
     except NoGateway as error:
         print(f"No gateway answers at {url}: {error}", file=sys.stderr)
         print("It is the address of its [gateway] admin_listen that is needed.", file=sys.stderr)
@@ -66,7 +87,7 @@ def run(
     if args.json:
         print(json.dumps(answer))
     elif status == 200:
-        print(said(answer))
+        print(words)
     else:
         print(plain(answer["error"]["message"]), file=sys.stderr)
     return 0 if status == 200 else 1
@@ -91,28 +112,44 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
         raise NoGateway(os.strerror(number) if number else str(error)) from error
 
 
-async def post(client: aiohttp.ClientSession, model: str, verb: str, body: object) -> Answer:
-    """POST /api/models/{model}/{verb}: the status, and what the JSON says. Raises NoGateway."""
+async def get(client: aiohttp.ClientSession, *segments: str, **query: str) -> Answer:
+    """GET /api/…: the status, and what the JSON says. Raises NoGateway."""
+    async with client.get(_path(segments), params=query) as answer:
+        return await _read(answer)
+
+
+async def post(client: aiohttp.ClientSession, *segments: str, body: object) -> Answer:
+    """POST /api/…: the status, and what the JSON says. Raises NoGateway."""
+    async with client.post(_path(segments), json=body) as answer:
+        return await _read(answer)
+
+
+def understood(answer: dict[str, Any], kind: type[T]) -> T:
+    """The answer as that Struct. Raises NoGateway."""
+    import msgspec
+
+    try:
+        return msgspec.convert(answer, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise NoGateway(f"what is there does not answer like a gateway: {error}") from error
+
+
+def _path(segments: tuple[str, ...]) -> URL:
+    """Encoded by us: whatever is in a name, it stays one segment."""
     from yarl import URL
 
-    # Encoded by us: whatever is in an id, it stays one segment.
-    path = URL(f"/api/models/{quote(model, safe='')}/{verb}", encoded=True)
-    async with client.post(path, json=body) as answer:
-        content = await answer.read()
-        try:
-            said = json.loads(content)
-            if answer.status != 200:
-                str(said["error"]["message"])
-        except (ValueError, TypeError, LookupError) as error:
-            raise NoGateway(f"what is there answers {answer.status}, not like a gateway") from error
-        return answer.status, said
+    return URL("/api/" + "/".join(quote(each, safe="") for each in segments), encoded=True)
 
 
-def plain(text: str) -> str:
-    """Without what a terminal takes for a command: the words may be a node's."""
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
+async def _read(answer: aiohttp.ClientResponse) -> Answer:
+    content = await answer.read()
+    try:
+        said = json.loads(content)
+        if answer.status != 200:
+            str(said["error"]["message"])
+    except (ValueError, TypeError, LookupError) as error:
+        raise NoGateway(f"what is there answers {answer.status}, not like a gateway") from error
+    return answer.status, said
 
 
 def _url(text: str) -> str:
@@ -120,7 +157,8 @@ def _url(text: str) -> str:
         return text
     try:
         parts = urlsplit(text)
-        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+        is_base = parts.path in {"", "/"} and not parts.query and not parts.fragment
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and is_base:
             return text.rstrip("/")
     except ValueError:
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from cortexd.cli.paths import add_config_option, config_path
 
 if TYPE_CHECKING:
     import ssl
+    from pathlib import Path
 
     from cortexd.config.gateway import Config
 
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from cortexd.config.check import load_gateway
     from cortexd.daemon import logs
     from cortexd.daemon.loop import run as run_loop
+    from cortexd.daemon.state import state_directory
     from cortexd.gateway.app import read_certificates, read_tokens
 
     path = config_path(args.config, "cortex.toml")
@@ -49,10 +52,13 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"{path}: upstream.ca_file can't be used: {error}", file=sys.stderr)
         return 78
-    return run_loop(_serve(config, tokens, tls))
+    state_dir = state_directory(config.gateway.state_dir, path.parent, os.environ)
+    return run_loop(_serve(config, tokens, tls, state_dir))
 
 
-async def _serve(config: Config, tokens: dict[str, str], tls: ssl.SSLContext | None) -> int:
+async def _serve(
+    config: Config, tokens: dict[str, str], tls: ssl.SSLContext | None, state_dir: Path | None
+) -> int:
     from cortexd.daemon import loop, notify
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
@@ -60,7 +66,9 @@ async def _serve(config: Config, tokens: dict[str, str], tls: ssl.SSLContext | N
     from cortexd.gateway.listeners import CantListen
     from cortexd.proxy.listen import TooFewDescriptors
 
-    gateway = Gateway(config, tokens=tokens, tls=tls, access=AccessLog(sys.stderr))
+    gateway = Gateway(
+        config, tokens=tokens, tls=tls, access=AccessLog(sys.stderr), state_dir=state_dir
+    )
     try:
         await gateway.start()
     except (CantListen, TooFewDescriptors) as error:

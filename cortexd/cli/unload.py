@@ -21,6 +21,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "refused.",
         epilog="example: cortexd unload Qwen/Qwen3-8B --node beast",
     )
+    operators.add_model_argument(parser)
+    operators.add_node_option(parser)
     operators.add_arguments(parser)
     parser.add_argument("--force", action="store_true", help="though it is at work")
     parser.set_defaults(run=run)
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     async def ask(gateway: aiohttp.ClientSession) -> operators.Answer:
         body = {"node": args.node, "force": args.force}
-        return await operators.post(gateway, args.model, "unload", body)
+        return await operators.post(gateway, "models", args.model, "unload", body=body)
 
     def said(answer: dict[str, Any]) -> str:
         if not answer["nodes"]:

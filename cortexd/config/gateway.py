@@ -20,7 +20,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_buffered: all request bodies held at one time; above it requests are refused.
     shutdown_timeout: how long running answers may go on after SIGTERM.
     state_dir: for what must outlive a restart (default: $STATE_DIRECTORY, which systemd sets, else
-        $XDG_STATE_HOME/cortexd).
+        $XDG_STATE_HOME/cortexd, else ~/.local/state/cortexd).
     expose_route: tell callers the node, model and route in x-cortex-* headers.
     access_log: one log line per inference request.
     """

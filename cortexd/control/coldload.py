@@ -87,6 +87,11 @@ class LoadTable:
         """What is under way for a model."""
         return self._entries.get(model)
 
+    def entries(self) -> list[Entry]:
+        """All that is under way: loads past their bound too, since their nodes are still at it."""
+        late = [entry for entry in self._loads.values() if entry.has_ended]
+        return [*self._entries.values(), *late]
+
     def waiting(self) -> dict[str, int]:
         """How many requests wait, by model (known ones; the rest is no label)."""
         snapshot = self._registry.snapshot
@@ -322,8 +327,7 @@ class LoadTable:
         while True:
             await asyncio.sleep(TICK)
             moment = now()
-            late = [entry for entry in self._loads.values() if entry.has_ended]
-            for entry in [*self._entries.values(), *late]:
+            for entry in self.entries():
                 self._look_at(entry, moment)
             self._turns.look(moment, self._timeout)
 

@@ -1,4 +1,5 @@
-"""What an operator asks for: have this model resident (there), or have it gone.
+"""What an operator asks for: have this model resident (there), or have it gone; take this node out
+of service, or back in.
 
 Loads go through the load table like everybody's, so that a load is one load whoever wants it; what
 is an operator's alone is naming the node, and being told of the end without standing in line.
@@ -18,6 +19,7 @@ from cortexd.control.refusals import load_failed, still_loading
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
+from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement, infeasibility, load_request
 from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Wait, decide
@@ -43,19 +45,21 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class Operator:
-    """Loads and unloads on demand. `timeout`: seconds that a load is waited for."""
+    """Does what is asked for. `timeout`: seconds that a load is waited for."""
 
     def __init__(
         self,
         registry: Registry,
         table: LoadTable,
         unloads: Unloads,
+        state: StateFile,
         *,
         timeout: float,
     ) -> None:
         self._registry = registry
         self._table = table
         self._unloads = unloads
+        self._state = state
         self._timeout = timeout
 
     async def load(self, name: str, node: str | None = None) -> Loaded:
@@ -99,6 +103,23 @@ class Operator:
                 also = f" It was unloaded on {', '.join(gone)}." if gone else ""
                 raise Refusal(refusal.kind, refusal.message + also)
         return gone
+
+    def drain(self, node: str) -> int:
+        """Take a node out of service, over restarts too; how many requests still run there.
+
+        Raises Refusal.
+        """
+        self._check_node(node)
+        self._registry.drain(node)
+        self._keep_drained({*self._state.state.drained, node})
+        return self._running_on(node)
+
+    def undrain(self, node: str) -> int:
+        """Put a node back into service; how many requests run there. Raises Refusal."""
+        self._check_node(node)
+        self._registry.undrain(node)
+        self._keep_drained({*self._state.state.drained} - {node})
+        return self._running_on(node)
 
     # Loading.
 
@@ -209,6 +230,17 @@ class Operator:
 
         words = "an operator asked for it"
         return await self._unloads.unload(node, model, "operator", words, force=force, first=cancel)
+
+    # Nodes.
+
+    def _keep_drained(self, drained: set[str]) -> None:
+        """Names that are not configured stay: their nodes may come back."""
+        names = tuple(sorted(drained))
+        self._state.put(msgspec.structs.replace(self._state.state, drained=names))
+
+    def _running_on(self, node: str) -> int:
+        in_flight = self._registry.ledger.in_flight
+        return sum(count for (where, _), count in in_flight.items() if where == node)
 
     def _check_node(self, node: str | None) -> None:
         nodes = self._registry.snapshot.nodes

@@ -7,6 +7,7 @@ synchronous; only the waiters await.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,8 @@ from cortexd.fleet.snapshot import (
     with_node,
 )
 from cortexd.wire.neuron import LOADED
+
+log = logging.getLogger(__name__)
 
 
 class Lease:
@@ -125,6 +128,20 @@ class Registry:
     def forget(self, name: str, model: str) -> None:
         """Drop a model that a node turned out not to have; its next poll says what is true."""
         self._put(forgotten(self.snapshot.nodes[name], model))
+
+    def drain(self, name: str) -> None:
+        """Take a node out of service: it gets nothing new, what runs there goes on."""
+        self._set_draining(name, True, "is drained: it gets no new work until it is undrained")
+
+    def undrain(self, name: str) -> None:
+        """Put a node back into service."""
+        self._set_draining(name, False, "is back in service")
+
+    def _set_draining(self, name: str, draining: bool, words: str) -> None:
+        node = self.snapshot.nodes[name]
+        if node.draining is not draining:
+            log.info("node %s %s", name, words)
+            self._put(msgspec.structs.replace(node, draining=draining))
 
     def settle(self) -> None:
         """Stop waiting for nodes that have not answered their first poll."""

@@ -34,6 +34,9 @@ class Turns:
     def begin(self, node: str, model: str, line: Line) -> None:
         """Turn the waits in `line` into claims, in this turn of the loop, as many as there is room
         for; the others keep their place."""
+        if self._registry.snapshot.nodes[node].draining:  # since they began to wait
+            line.dissolve()
+            return
         key = (node, model)
         if key in self._lines:  # from before the model was gone; its waiters come back behind
             self._lines[key].dissolve()

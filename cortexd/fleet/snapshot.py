@@ -241,9 +241,13 @@ def _reindexed(
     return MappingProxyType(renewed)
 
 
+def unservable(info: Model) -> str | None:
+    """Why a model that is resident can't answer, in the node's words; None: it can."""
+    if info.servable is None or info.servable.ok is not False:
+        return None
+    said = [words for words in (info.servable.reason, info.servable.detail) if words]
+    return ": ".join(said) or "the node gives no reason"
+
+
 def _replica(node: Node, model: str, info: Model) -> Replica:
-    unservable = None
-    if info.servable is not None and info.servable.ok is False:
-        said = [words for words in (info.servable.reason, info.servable.detail) if words]
-        unservable = ": ".join(said) or "the node gives no reason"
-    return Replica(node.name, model, info.status, unservable, node.epoch)
+    return Replica(node.name, model, info.status, unservable(info), node.epoch)

@@ -1,4 +1,5 @@
-"""POST /api/models/…: what changes something, for operators only, on a listener of its own.
+"""POST /api/models/… and /api/nodes/…: what changes something, for operators only, on a listener of
+its own.
 
 A browser on the operator's machine can reach that listener too. It may not use it: a page of
 another origin can't send JSON without asking first, and one whose name was made to point here says
@@ -8,6 +9,8 @@ so in its Host.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,10 +22,11 @@ from cortexd.config.address import parse_listen, unix_path
 from cortexd.control.operator import Operator
 from cortexd.errors import Refusal
 from cortexd.gateway.bodies import Bodies
-from cortexd.gateway.face import Handler, as_json, unknown_route
+from cortexd.gateway.face import Methods, as_json, unknown_route
 from cortexd.gateway.inbound import Inbound
 
 MODELS: Final = "/api/models/"
+NODES: Final = "/api/nodes/"
 MAX_BODY: Final = 64 << 10  # bytes
 
 T = TypeVar("T")
@@ -41,6 +45,10 @@ class UnloadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
+class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node is drained without further ado."""
+
+
 class LoadAnswer(msgspec.Struct, frozen=True):
     """It is resident. `seconds`: that it took."""
 
@@ -56,41 +64,71 @@ class UnloadAnswer(msgspec.Struct, frozen=True):
     nodes: list[str]
 
 
+class NodeAnswer(msgspec.Struct, frozen=True):
+    """Whether the node is out of service, and how many requests run there."""
+
+    node: str
+    draining: bool
+    in_flight: int
+
+
 _decode_load: Final = msgspec.json.Decoder(LoadBody)
 _decode_unload: Final = msgspec.json.Decoder(UnloadBody)
+_decode_node: Final = msgspec.json.Decoder(NodeBody)
+
+Act = Callable[[Inbound, str], Awaitable[web.Response]]
 
 
 class Admin:
-    """The operators' face. `listen`: where it listens, as the configuration has it."""
+    """The operators' face. `listen`: where it listens, as the configuration has it.
+
+    routes: prefix → what may be done below it.
+    """
 
     def __init__(self, operator: Operator, listen: str) -> None:
         self._operator = operator
         self._host = parse_listen(listen)[0].lower() if listen and not unix_path(listen) else ""
         self._bodies = Bodies(MAX_BODY, 16 * MAX_BODY)
+        self._acts: dict[tuple[str, str], Act] = {
+            (MODELS, "load"): self._load,
+            (MODELS, "unload"): self._unload,
+            (NODES, "drain"): self._drain,
+            (NODES, "undrain"): self._undrain,
+        }
+        self.routes: Mapping[str, Methods] = {
+            prefix: {"POST": partial(self._operate, prefix)} for prefix in (MODELS, NODES)
+        }
 
-    async def operate(self, inbound: Inbound) -> web.StreamResponse:
-        """POST /api/models/{id}/load and /unload; ids may hold slashes. Raises Refusal."""
-        model, _, verb = inbound.path.removeprefix(MODELS).rpartition("/")
-        verbs: dict[str, Handler] = {"load": self._load, "unload": self._unload}
-        if not model or verb not in verbs:
+    async def _operate(self, prefix: str, inbound: Inbound) -> web.StreamResponse:
+        """POST {prefix}{name}/{verb}; names may hold slashes. Raises Refusal."""
+        name, _, verb = inbound.path.removeprefix(prefix).rpartition("/")
+        act = self._acts.get((prefix, verb))
+        if not name or act is None:
             raise unknown_route(inbound)
         self._check_host(inbound.request.headers.get("Host", ""))
         if inbound.request.content_type != "application/json":
             raise Refusal(
                 errors.UNSUPPORTED_MEDIA_TYPE, "This needs `Content-Type: application/json`."
             )
-        inbound.asked = model
-        return await verbs[verb](inbound)
+        return await act(inbound, name)
 
-    async def _load(self, inbound: Inbound) -> web.Response:
+    async def _load(self, inbound: Inbound, model: str) -> web.Response:
         wanted = await self._read(inbound, _decode_load, LoadBody())
-        loaded = await self._operator.load(inbound.asked or "", wanted.node)
+        loaded = await self._operator.load(model, wanted.node)
         return as_json(inbound, LoadAnswer("loaded", loaded.node, loaded.seconds))
 
-    async def _unload(self, inbound: Inbound) -> web.Response:
+    async def _unload(self, inbound: Inbound, model: str) -> web.Response:
         wanted = await self._read(inbound, _decode_unload, UnloadBody())
-        nodes = await self._operator.unload(inbound.asked or "", wanted.node, force=wanted.force)
+        nodes = await self._operator.unload(model, wanted.node, force=wanted.force)
         return as_json(inbound, UnloadAnswer("unloaded", nodes))
+
+    async def _drain(self, inbound: Inbound, node: str) -> web.Response:
+        await self._read(inbound, _decode_node, NodeBody())
+        return as_json(inbound, NodeAnswer(node, True, self._operator.drain(node)))
+
+    async def _undrain(self, inbound: Inbound, node: str) -> web.Response:
+        await self._read(inbound, _decode_node, NodeBody())
+        return as_json(inbound, NodeAnswer(node, False, self._operator.undrain(node)))
 
     async def _read(self, inbound: Inbound, decoder: msgspec.json.Decoder[T], nothing: T) -> T:
         with self._bodies.hold() as hold:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import aiohttp
 from aiohttp import web
 
-from cortexd import __version__
+from cortexd import __version__, errors
 from cortexd.config.gateway import Config
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
@@ -29,13 +29,16 @@ from cortexd.control.room import Room
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.access import AccessLog
 from cortexd.daemon.resolver import Resolver
+from cortexd.daemon.state import StateFile
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.explain import explain
 from cortexd.fleet.snapshot import Node, Policy
 from cortexd.gateway.accounting import Accounting
-from cortexd.gateway.admin import MODELS, Admin
+from cortexd.gateway.admin import Admin
 from cortexd.gateway.events import stream_events
 from cortexd.gateway.face import Face, Methods, as_json, read
+from cortexd.gateway.fleet import view
 from cortexd.gateway.health import condition
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import new_request_id, request_id
@@ -79,7 +82,7 @@ class Gateway:
     admin_address: where operators reach it, as host:port or unix:/path; "": nowhere.
 
     tokens: node → the bearer token of its neuron. tls: for https; None: the system's certificates.
-    access: takes the access log.
+    access: takes the access log. state_dir: keeps what outlives a restart; None: nothing does.
     """
 
     def __init__(
@@ -89,10 +92,12 @@ class Gateway:
         tokens: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
         access: AccessLog | None = None,
+        state_dir: Path | None = None,
     ) -> None:
         self._config = config
         self._tls = tls
         self._access = access
+        self._state_dir = state_dir
         self._tokens = dict(tokens or {})
         self._ready = False
         self._listeners: list[Listener] = []
@@ -130,6 +135,10 @@ class Gateway:
             unhealthy_after=config.polling.unhealthy_after,
             policy=_policy(config),
         )
+        self._state = StateFile(self._state_dir)
+        for name in (await self._state.open()).drained:
+            if name in self.registry.snapshot.nodes:
+                self.registry.drain(name)
         clients = {
             neuron.name: NeuronClient(
                 self._session, neuron.endpoint, token=self._tokens.get(neuron.name)
@@ -150,7 +159,11 @@ class Gateway:
             max_waiting=config.loading.max_waiting,
         )
         self._operator = Operator(
-            self.registry, self.table, self._unloads, timeout=config.loading.timeout
+            self.registry,
+            self.table,
+            self._unloads,
+            self._state,
+            timeout=config.loading.timeout,
         )
         self._residents = Residents(self.registry, self.table, self._unloads)
         self._endpoints = Endpoints(
@@ -206,6 +219,7 @@ class Gateway:
         self._events.close()
         await asyncio.gather(*(listener.close() for listener in self._listeners))
         await self._unloads.close()
+        await self._state.close()
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()
@@ -222,6 +236,8 @@ class Gateway:
             "/ready": read(self._readiness),
             "/version": read(self._version),
             "/v1/models": read(self._list_models),
+            "/api/fleet": read(self._fleet),
+            "/api/explain": read(self._explain),
             "/api/events": {"GET": self._stream},
         }
         cards = {MODEL_PREFIX: read(self._one_model)}
@@ -236,7 +252,7 @@ class Gateway:
                 "admin_listen",
                 settings.admin_listen,
                 reads | metrics,
-                cards | {MODELS: {"POST": admin.operate}},
+                cards | dict(admin.routes),
             )
             self.admin_address = spelt(listener.address)
 
@@ -297,6 +313,26 @@ class Gateway:
         return as_json(
             inbound, self._models.card(name, self.registry.snapshot, self.registry.ledger)
         )
+
+    async def _fleet(self, inbound: Inbound) -> web.Response:
+        waiting = sum(self.table.waiting().values())
+        fleet = view(
+            self.registry.snapshot,
+            self.registry.ledger,
+            self.table.entries(),
+            waiting,
+            time.monotonic(),
+        )
+        return as_json(inbound, fleet)
+
+    async def _explain(self, inbound: Inbound) -> web.Response:
+        name = inbound.request.rel_url.query.get("model", "")
+        if not name:
+            raise Refusal(
+                errors.MISSING_MODEL, "Name a model: /api/explain?model=NAME.", param="model"
+            )
+        explanation = explain(name, self.registry.snapshot, self.registry.ledger, time.monotonic())
+        return as_json(inbound, explanation)
 
     async def _stream(self, inbound: Inbound) -> web.StreamResponse:
         return await stream_events(inbound, self._events)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cortexd.errors import KINDS, Kind
+from cortexd.fleet.explain import Explanation, Verdict
 from cortexd.gateway.app import INFERENCE_PATHS
+from cortexd.wire import fleet
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs/api.md").read_text()
@@ -29,6 +32,26 @@ def test_no_refusal_is_documented_that_does_not_exist() -> None:
 
 def test_every_inference_path_is_documented() -> None:
     assert re.findall(r"^- `(/[\w/]+)`$", API, re.MULTILINE) == list(INFERENCE_PATHS)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        fleet.Fleet,
+        fleet.Totals,
+        fleet.Node,
+        fleet.Device,
+        fleet.Model,
+        fleet.Load,
+        Explanation,
+        Verdict,
+    ],
+)
+def test_every_field_that_operators_read_is_documented(kind: type[msgspec.Struct]) -> None:
+    missing = [
+        name for name in kind.__struct_fields__ if not re.search(rf"`{name}\b|\b{name}`", API)
+    ]
+    assert not missing
 
 
 def test_a_stranger_finds_every_document_that_is_linked() -> None:

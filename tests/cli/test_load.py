@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import pty
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,9 @@ import pytest
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
+from tests.cli.commands import cortexd, start
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import GUARD, Fleet, running_fleet, until
-
-ROOT = Path(__file__).parents[2]
-
-
-async def start(*arguments: str, cwd: Path, stderr: int) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cortexd", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=stderr,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
-    )
-
-
-async def cortexd(*arguments: str, cwd: Path) -> tuple[int | None, str, str]:
-    """Exit status, stdout, stderr."""
-    process = await start(*arguments, cwd=cwd, stderr=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(GUARD):
-        out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
 
 
 def is_at(fleet: Fleet, stage: str) -> bool:
@@ -169,7 +148,9 @@ async def test_something_else_there_is_said_in_words(tmp_path: Path) -> None:
         assert "what is there answers 401, not like a gateway" in err
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8081", "ftp://x", "unix:x", "http://", "http://x:y"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8081", "ftp://x", "unix:x", "http://", "http://x:y", "http://x/y"]
+)
 async def test_a_url_that_is_none_is_a_usage_error(tmp_path: Path, url: str) -> None:
     status, _, err = await cortexd("unload", "m", "--url", url, cwd=tmp_path)
     assert status == 2

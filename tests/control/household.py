@@ -21,6 +21,7 @@ from cortexd.control.reservations import Reservations
 from cortexd.control.residents import Residents
 from cortexd.control.room import Room
 from cortexd.control.unloads import Unloads
+from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
@@ -180,7 +181,9 @@ class House:
         self.table = LoadTable(
             self.registry, loader, poller, metrics, Events(), timeout=timeout, max_waiting=1000
         )
-        self.operator = Operator(self.registry, self.table, self.unloads, timeout=timeout)
+        self.operator = Operator(
+            self.registry, self.table, self.unloads, StateFile(None), timeout=timeout
+        )
         self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, clients, allowed_hosts=(), timeout=5)
         self.dispatcher = Dispatcher(self.registry, self.table, endpoints)

@@ -10,6 +10,7 @@ from cortexd.control.registry import Registry
 from cortexd.fleet import sanity
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
+from cortexd.fleet.routing import Query, Refuse, Serve, decide
 from cortexd.fleet.snapshot import Node
 from cortexd.wire.neuron import Discovery, Health, Model, ModelLoad
 
@@ -288,3 +289,40 @@ def test_no_change_is_hidden_from_those_who_listen_though_the_log_is_spared(
         assert queue.qsize() == 40
     lines = [record for record in caplog.records if "up and down" in record.getMessage()]
     assert len(lines) == 1
+
+
+async def test_a_drained_node_gets_nothing_new_whatever_it_reports() -> None:
+    fleet = registry("a", "b")
+    for name in ("a", "b"):
+        fleet.observe(name, seen(Model("m", "loaded")))
+    fleet.drain("a")
+    fleet.observe("a", seen(Model("m", "loaded")))
+    decision = decide(Query("m"), fleet.snapshot, fleet.ledger, 0.0)
+    assert isinstance(decision, Serve)
+    assert decision.replica.node == "b"
+    fleet.drain("b")
+    assert isinstance(decide(Query("m"), fleet.snapshot, fleet.ledger, 0.0), Refuse)
+    fleet.undrain("a")
+    assert isinstance(decide(Query("m"), fleet.snapshot, fleet.ledger, 0.0), Serve)
+
+
+async def test_whoever_waits_hears_of_a_drain_and_its_end() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen())
+    for change in (fleet.drain, fleet.undrain):
+        waiter = asyncio.create_task(fleet.wait_changed())
+        await asyncio.sleep(0)
+        change("a")
+        async with asyncio.timeout(10):
+            await waiter
+
+
+def test_a_drain_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    fleet = registry("a")
+    for change in (fleet.drain, fleet.drain, fleet.undrain, fleet.undrain):
+        change("a")
+    assert [record.getMessage() for record in caplog.records] == [
+        "node a is drained: it gets no new work until it is undrained",
+        "node a is back in service",
+    ]

@@ -20,6 +20,7 @@ from cortexd.control.reservations import Reservations
 from cortexd.control.residents import Residents
 from cortexd.control.room import Room
 from cortexd.control.unloads import Unloads
+from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
@@ -210,6 +211,7 @@ class World:
             self.registry,
             self.table,
             self.unloads,
+            StateFile(None),
             timeout=setting.timeout,
         )
         self.residents = Residents(self.registry, self.table, self.unloads)

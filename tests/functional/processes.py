@@ -100,7 +100,11 @@ def gateway_config(
 ) -> dict[str, Any]:
     """A gateway's configuration in front of neurons (name → URL)."""
     return {
-        "gateway": {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"},
+        "gateway": {
+            "listen": "127.0.0.1:0",
+            "admin_listen": "127.0.0.1:0",
+            "state_dir": "state",
+        },
         "polling": {"interval": "200ms"},
         "neurons": [{"name": name, "endpoint": url} for name, url in neurons.items()],
         "models": list(models),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -93,6 +94,7 @@ async def running_fleet(
     access: AccessLog | None = None,
     tls: ssl.SSLContext | None = None,
     admin_listen: str = "127.0.0.1:0",
+    state_dir: Path | None = None,
     weights: Mapping[str, float] | None = None,
     **neurons: FakeNeuron,
 ) -> AsyncIterator[Fleet]:
@@ -120,6 +122,7 @@ async def running_fleet(
             tokens=tokens,
             tls=tls,
             access=access,
+            state_dir=state_dir,
         )
         await gateway.start()
         stack.push_async_callback(gateway.close)

@@ -44,7 +44,18 @@ async def fails(body: dict[str, Any]) -> web.Response:
 # Who may.
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/metrics", "/v1/models"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health",
+        "/ready",
+        "/version",
+        "/metrics",
+        "/v1/models",
+        "/api/fleet",
+        "/api/explain?model=m",
+    ],
+)
 async def test_the_same_reads_are_there(path: str) -> None:
     async with (
         running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet,
@@ -53,12 +64,15 @@ async def test_the_same_reads_are_there(path: str) -> None:
         assert response.status == 200
 
 
-@pytest.mark.parametrize("verb", ["load", "unload"])
-async def test_what_changes_something_is_never_on_the_public_listener(verb: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["models/m/load", "models/m/unload", "nodes/a/drain", "nodes/a/undrain"]
+)
+async def test_what_changes_something_is_never_on_the_public_listener(path: str) -> None:
     async with running_fleet(Profile("m"), a=FakeNeuron()) as fleet:
-        answer = await fleet.ask(path=f"/api/models/m/{verb}")
+        answer = await fleet.ask(path=f"/api/{path}")
         assert (answer.status, answer.headers["x-cortex-code"]) == (404, "unknown_route")
         assert fleet.loads("a") == []
+        assert not fleet.gateway.registry.snapshot.nodes["a"].draining
 
 
 async def test_inference_is_not_on_the_operators_listener() -> None:
@@ -98,11 +112,13 @@ async def test_the_host_that_is_configured_is_one() -> None:
         assert (await post(fleet, "/api/models/m/load")).status == 200
 
 
+@pytest.mark.parametrize("path", ["/api/models/m/load", "/api/nodes/a/drain"])
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_only_json_which_a_page_of_another_origin_cannot_send(kind: str) -> None:
+async def test_only_json_which_a_page_of_another_origin_cannot_send(kind: str, path: str) -> None:
     async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
-        answer = await post(fleet, "/api/models/m/load", headers={"Content-Type": kind})
+        answer = await post(fleet, path, headers={"Content-Type": kind})
         assert (answer.status, answer.json["error"]["code"]) == (415, "unsupported_media_type")
+        assert not fleet.gateway.registry.snapshot.nodes["a"].draining
 
 
 @pytest.mark.parametrize(
@@ -120,6 +136,12 @@ async def test_only_json_which_a_page_of_another_origin_cannot_send(kind: str) -
         ("/api/models/x/unload", b"", 404, "model_not_found"),
         ("/api/models/m/reload", b"", 404, "unknown_route"),
         ("/api/models/load", b"", 404, "unknown_route"),
+        ("/api/nodes/c/drain", b"", 404, "unknown_node"),
+        ("/api/nodes/c/undrain", b"", 404, "unknown_node"),
+        ("/api/nodes/a/drain", b'{"force":true}', 400, "invalid_value"),
+        ("/api/nodes/a/load", b"", 404, "unknown_route"),
+        ("/api/nodes/drain", b"", 404, "unknown_route"),
+        ("/api/models/m/drain", b"", 404, "unknown_route"),
     ],
 )
 async def test_what_is_not_understood_is_refused(
@@ -336,6 +358,81 @@ async def test_what_the_node_says_to_an_unload(
         if answer.status != 200:
             assert "says the node" in answer.json["error"]["message"]
             assert answer.json["error"]["message"].endswith("It was unloaded on b.")
+
+
+# Draining.
+
+
+async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new() -> None:
+    a, answering = FakeNeuron({"m": "loaded"}), asyncio.Event()
+    infer = a.infer
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await answering.wait()
+        return await infer(request, body)
+
+    a.infer = slowly
+    async with running_fleet(a=a) as fleet:
+        asking = asyncio.create_task(fleet.ask())
+        await until(lambda: len(a.inference) == 1)
+        answer = await post(fleet, "/api/nodes/a/drain", {})
+        assert answer.json == {"node": "a", "draining": True, "in_flight": 1}
+        refused = await fleet.ask()
+        assert refused.headers["x-cortex-code"] == "feasible_node_unhealthy"
+        assert "a (draining)" in refused.json["error"]["message"]
+        answering.set()
+        assert (await asking).status == 200
+        answer = await post(fleet, "/api/nodes/a/undrain")
+        assert answer.json == {"node": "a", "draining": False, "in_flight": 0}
+        assert (await fleet.ask()).status == 200
+
+
+async def test_nothing_is_loaded_on_a_drained_node() -> None:
+    async with running_fleet(Profile("m"), a=FakeNeuron(), b=FakeNeuron()) as fleet:
+        await post(fleet, "/api/nodes/a/drain")
+        assert (await fleet.ask()).headers["x-cortex-node"] == "b"
+        answer = await post(fleet, "/api/models/m/load", {"node": "a"})
+        assert answer.json["error"]["code"] == "feasible_node_unhealthy"
+        assert fleet.loads("a") == []
+
+
+async def test_who_waits_for_a_load_on_a_node_that_is_drained_goes_elsewhere() -> None:
+    a, b = FakeNeuron(), FakeNeuron()
+    a.release.clear()
+    async with running_fleet(Profile("m"), a=a, b=b) as fleet:
+        asking = asyncio.create_task(fleet.ask())
+        await until(lambda: len(fleet.loads("a")) == 1)
+        await post(fleet, "/api/nodes/a/drain")
+        a.release.set()
+        answer = await asking
+        assert (answer.status, answer.headers["x-cortex-node"]) == (200, "b")
+        assert a.inference == []
+
+
+async def test_a_drain_outlives_a_restart_and_so_does_its_end(tmp_path: Path) -> None:
+    for act, drained in (("drain", True), ("undrain", False)):
+        async with running_fleet(state_dir=tmp_path, a=FakeNeuron(), b=FakeNeuron()) as fleet:
+            await post(fleet, f"/api/nodes/a/{act}")
+        async with running_fleet(state_dir=tmp_path, a=FakeNeuron(), b=FakeNeuron()) as fleet:
+            nodes = fleet.gateway.registry.snapshot.nodes
+            assert (nodes["a"].draining, nodes["b"].draining) == (drained, False)
+
+
+async def test_a_drained_node_that_is_not_configured_for_a_while_stays_drained(
+    tmp_path: Path,
+) -> None:
+    async with running_fleet(state_dir=tmp_path, a=FakeNeuron()) as fleet:
+        await post(fleet, "/api/nodes/a/drain")
+    async with running_fleet(state_dir=tmp_path, b=FakeNeuron()) as fleet:
+        await post(fleet, "/api/nodes/b/drain")
+    async with running_fleet(state_dir=tmp_path, a=FakeNeuron(), b=FakeNeuron()) as fleet:
+        assert all(node.draining for node in fleet.gateway.registry.snapshot.nodes.values())
+
+
+async def test_a_node_may_have_any_name() -> None:
+    async with running_fleet(**{"rack 1/ü": FakeNeuron()}) as fleet:
+        answer = await post(fleet, "/api/nodes/rack%201%2F%C3%BC/drain")
+        assert answer.json["node"] == "rack 1/ü"
 
 
 # Where.

@@ -7,12 +7,15 @@ import json
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cortexd import __version__
+from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Neuron, Polling
 from cortexd.config.gateway import Gateway as GatewayConfig
 from cortexd.config.units import Duration
+from cortexd.fleet.explain import Explanation
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
 from cortexd.gateway.inbound import Inbound
@@ -190,3 +193,26 @@ async def test_a_failure_behind_an_answer_is_no_second_answer(
         await client.send(post(b'{"model":"m"}', path="/v1/completions"))
         assert (await client.read_rest()).count(b"HTTP/1.1") <= 1
     assert "RuntimeError" in caplog.text
+
+
+async def test_a_decision_is_explained_and_not_taken() -> None:
+    async with running_fleet(Profile("org/m"), aliases={"x y": "org/m"}, a=FakeNeuron()) as fleet:
+        for name in ("org/m", "org%2Fm", "x+y", "x%20y"):
+            answer = await fleet.get(f"/api/explain?model={name}")
+            told = msgspec.json.decode(answer.body, type=Explanation)
+            assert (told.model, told.decision, told.node) == ("org/m", "load", "a")
+        assert fleet.loads("a") == []
+
+
+async def test_an_explanation_needs_a_name() -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        for query in ("", "?model=", "?node=a"):
+            answer = await fleet.get(f"/api/explain{query}")
+            assert (answer.status, answer.json["error"]["code"]) == (400, "missing_model")
+
+
+async def test_a_name_that_nobody_has_is_explained_without_an_echo_of_secrets() -> None:
+    async with running_fleet(tokens={"a": "canary"}, a=FakeNeuron({"m": "loaded"})) as fleet:
+        answer = await fleet.get("/api/explain?model=%00%1b&key=canary")
+        assert (answer.status, answer.json["code"]) == (200, "model_not_found")
+        assert b"canary" not in answer.body
