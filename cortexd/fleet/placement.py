@@ -306,8 +306,8 @@ def _cleared(
     return msgspec.structs.replace(
         seen,
         devices=room.devices,
-        victims=tuple(one.model for one in room.leaving if one.is_idle),
-        blockers=tuple(one.model for one in room.leaving if not one.is_idle),
+        victims=tuple(one.model for one in willing if one in room.leaving and one.is_idle),
+        blockers=tuple(one.model for one in willing if one in room.leaving and not one.is_idle),
         last_use=room.last_use,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Final
 
 import msgspec
@@ -40,20 +40,28 @@ def make_room(
     The best set loses the fewest models, then those that were used least recently, then it is the
     one with most memory free.
     """
-    there: dict[int, list[int]] = {index: [] for index in left}
+    there: dict[int, list[Resident]] = {index: [] for index in left}
     reach = dict(left)
-    for place, resident in enumerate(willing):
+    for resident in willing:
         for index, mb in gains[resident.model].items():
             if index in reach and mb > 0:
                 reach[index] += mb
-                there[index].append(place)
+                there[index].append(resident)
     reachable = [index for index in left if reach[index] >= share]
     reachable.sort(key=lambda index: (-left[index], index))
+    reachable = reachable[:MOST_DEVICES]
+    short = {index: share - left[index] for index in reachable if left[index] < share}
+    met = [resident.model for index in short for resident in there[index]]
+    alone = None
+    if len(met) == len(set(met)):  # nobody is on two of them: each is cleared for itself
+        alone = {index: _leaving({index: short[index]}, gains, there[index]) for index in short}
     rooms = []
-    for devices in combinations(reachable[:MOST_DEVICES], count):
-        short = {index: share - left[index] for index in devices if left[index] < share}
-        asked = sorted({place for index in short for place in there[index]})
-        leaving = _leaving(short, gains, [willing[place] for place in asked])
+    for devices in combinations(reachable, count):
+        needed = [index for index in devices if index in short]
+        if alone is not None:
+            leaving = tuple(chain.from_iterable(alone[index] for index in needed))
+        else:
+            leaving = _leaving({index: short[index] for index in needed}, gains, willing)
         rooms.append(Room(tuple(sorted(devices)), leaving))
     return min(
         rooms,
