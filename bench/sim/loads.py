@@ -1,0 +1,242 @@
+"""Loads under way and the room that is made for them: what `cortexd.control` does, in virtual time.
+
+Decides nothing itself but in what order the effects of a decision come about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from bench.sim.picture import Key, Picture
+from bench.sim.policies import Policy
+from bench.sim.things import Turn
+from cortexd.fleet.placement import Placement
+from cortexd.fleet.snapshot import Failure, Promise
+from cortexd.wire.neuron import LOADED, LOADING
+
+FIRST_BACKOFF = 15.0  # seconds, doubled by every further failure
+LONGEST_BACKOFF = 300.0
+KEEPING = 2.0  # seconds between two looks whether copies are missing
+RELIEFS = 8  # times that a simple policy makes more room for one load; ours: once
+
+
+class Entry:
+    """A load, from the decision to its end, and who waits for it.
+
+    leaving: unloads under way for it. unreported: node → since when its freed memory is owed.
+    gated: the busy replica that gets no new requests for its sake, and since when.
+    avoid: nodes where it is no use. is_asked: whether requests want it.
+    """
+
+    def __init__(self, model: str, placed: Placement, now: float) -> None:
+        self.model = model
+        self.placed = placed
+        self.began = now
+        self.avoid: tuple[str, ...] = ()
+        self.is_asked = True
+        self.is_loading = False
+        self.has_ended = False
+        self.waiters: list[Turn] = []
+        self.leaving: set[Key] = set()
+        self.unreported: dict[str, float] = {}
+        self.gated: Key | None = None
+        self.gated_at = 0.0
+        self.reliefs = 0
+
+    @property
+    def key(self) -> Key:
+        """Where it goes."""
+        return (self.placed.node, self.model)
+
+
+class Loads:
+    """All loads under way, at most one for each model.
+
+    route: what a waiter goes on with when its load has ended, and where it ended well.
+    """
+
+    def __init__(self, picture: Picture, policy: Policy, route: Callable[[Turn], None]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.done = 0
+        self._picture = picture
+        self._policy = policy
+        self._route = route
+        self._clock = picture.clock
+
+    def begin(self, model: str, placed: Placement, turn: Turn) -> None:
+        """A load that is not under way yet, for a request."""
+        entry = Entry(model, placed, self._clock.now)
+        entry.waiters.append(turn)
+        self._begin(entry, placed)
+
+    def look(self) -> None:
+        """Something has changed: who makes room may go on."""
+        for entry in list(self.entries.values()):
+            if self._policy.is_patient:
+                self._advance(entry)
+
+    def keep(self) -> None:
+        """Bring back copies that the catalogue wants kept, where there is room."""
+        picture, now = self._picture, self._clock.now
+        for model, profile in picture.snapshot.catalogue.profiles.items():
+            there = picture.snapshot.replicas.get(model, ())
+            avoid = tuple(each.node for each in there if each.status in (LOADED, LOADING))
+            if len(avoid) >= profile.copies or model in self.entries:
+                continue
+            placed = self._policy.place(model, picture, now, avoid, unasked=True)
+            if isinstance(placed, Placement) and not (placed.victims or placed.blockers):
+                entry = Entry(model, placed, now)
+                entry.avoid, entry.is_asked = avoid, False
+                self._begin(entry, placed)
+
+    # Making room.
+
+    def _begin(self, entry: Entry, placed: Placement) -> None:
+        self.entries[entry.model] = entry
+        self._stand(entry, placed)
+        if self._policy.is_patient:
+            self._advance(entry)
+        else:
+            self._evict(entry, placed.victims)
+
+    def _advance(self, entry: Entry) -> None:
+        """Of a patient policy: place it anew with every change, until nothing is in the way."""
+        picture, now = self._picture, self._clock.now
+        if entry.is_loading or entry.leaving or entry.has_ended:
+            return
+        if any(picture.polled[node] < since for node, since in entry.unreported.items()):
+            return
+        entry.unreported.clear()
+        if entry.gated is not None and not self._is_gate_over(entry, entry.gated):
+            return
+        picture.ledger.promises.pop(entry.key, None)
+        placed = self._policy.place(
+            entry.model, picture, now, entry.avoid, unasked=not entry.is_asked
+        )
+        if not isinstance(placed, Placement):
+            self._end(entry)
+            return
+        self._stand(entry, placed)
+        if placed.blockers:
+            self._wait_for(entry, placed.blockers)
+        elif placed.victims:
+            self._evict(entry, placed.victims)
+        else:
+            self._load(entry)
+
+    def _stand(self, entry: Entry, placed: Placement) -> None:
+        """It is to go there: nobody else may count on that memory."""
+        entry.placed = placed
+        self._picture.ledger.loading[entry.model] = placed.node
+        self._picture.ledger.promises[entry.key] = Promise(placed.needs)
+
+    def _wait_for(self, entry: Entry, blockers: tuple[str, ...]) -> None:
+        picture, now = self._picture, self._clock.now
+        patience = picture.snapshot.policy.patience
+        if now < entry.began + patience:
+            self._clock.after(entry.began + patience - now, lambda: self._advance(entry))
+            return
+        keys = [(entry.placed.node, model) for model in blockers]
+        keys = [key for key in keys if not picture.is_gated(key)]
+        if keys:
+            entry.gated, entry.gated_at = keys[0], now
+            picture.gate(keys[0])
+            self._clock.after(picture.snapshot.policy.gate_timeout, lambda: self._advance(entry))
+
+    def _is_gate_over(self, entry: Entry, key: Key) -> bool:
+        """Whether to place anew: the gated one is idle and goes, or did not become so in time."""
+        if self._picture.is_idle(key):
+            entry.gated = None
+            self._unload(entry, key)
+            return False
+        if self._clock.now < entry.gated_at + self._picture.snapshot.policy.gate_timeout:
+            return False
+        entry.gated, entry.began = None, self._clock.now
+        self._picture.open(key)
+        return True
+
+    def _evict(self, entry: Entry, victims: Iterable[str]) -> None:
+        keys = [(entry.placed.node, model) for model in victims]
+        keys = [key for key in keys if not self._picture.is_gated(key)]
+        for key in keys:
+            self._picture.gate(key)
+            self._unload(entry, key)
+        if not keys and not self._policy.is_patient:
+            self._load(entry)
+
+    def _unload(self, entry: Entry, key: Key) -> None:
+        """Of a replica behind a gate."""
+        entry.leaving.add(key)
+
+        def is_over(gone: bool) -> None:
+            if gone:
+                self._picture.forget(*key)
+                entry.unreported[key[0]] = self._clock.now
+            self._picture.open(key)
+            entry.leaving.discard(key)
+            self._picture.nudge(key[0])
+            if not entry.leaving and not self._policy.is_patient:
+                self._load(entry)
+
+        self._picture.machines[key[0]].unload(key[1], self._policy.is_patient, is_over)
+
+    # Loading.
+
+    def _load(self, entry: Entry) -> None:
+        picture, placed = self._picture, entry.placed
+        entry.is_loading = True
+        began = self._clock.now
+        before = picture.free(placed.node, placed.needs)
+        picture.ledger.promises[entry.key] = Promise(placed.needs, before=before)
+
+        def is_over(words: str | None) -> None:
+            promise = picture.ledger.promises[entry.key]
+            picture.ledger.promises[entry.key] = msgspec.structs.replace(
+                promise, ended=self._clock.now
+            )
+            picture.nudge(placed.node)
+            if words is None:
+                picture.ledger.load_seconds[entry.key] = self._clock.now - began
+                self._succeed(entry)
+            else:
+                self._fail(entry, words)
+
+        picture.machines[placed.node].load(placed.spec, is_over)
+
+    def _succeed(self, entry: Entry) -> None:
+        self.done += 1
+        self._picture.ledger.failures.pop(entry.key, None)
+        self._picture.tell(*entry.key, LOADED)
+        self._end(entry)
+
+    def _fail(self, entry: Entry, words: str) -> None:
+        picture = self._picture
+        picture.forget(*entry.key)
+        entry.is_loading = False
+        most = (1 if self._policy.is_patient else RELIEFS) if entry.is_asked else 0
+        if entry.reliefs < most and (
+            victims := self._policy.relief(entry.model, entry.placed, picture)
+        ):
+            entry.reliefs += 1
+            self._evict(entry, victims)
+            return
+        failures = picture.ledger.failures
+        before = failures.get(entry.key)
+        count = before.count + 1 if before else 1
+        pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
+        failures[entry.key] = Failure(words, self._clock.now + pause, count)
+        self._end(entry)
+
+    def _end(self, entry: Entry) -> None:
+        """Everybody decides again, at this very moment: nobody comes between."""
+        ledger = self._picture.ledger
+        entry.has_ended = True
+        del self.entries[entry.model]
+        del ledger.loading[entry.model]
+        promise = ledger.promises.get(entry.key)
+        if promise is not None and promise.before is None:
+            del ledger.promises[entry.key]
+        for turn in entry.waiters:
+            self._route(turn)
