@@ -1,17 +1,23 @@
-"""Where a catalogue model could go, and what to ask the node for.
+"""Where a catalogue model goes, who has to leave for it, and what to ask the node for.
 
-Reads what a node has (its devices), not yet what is free on them.
+Most models fit somewhere: who is resident is looked at only when no node has room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
 
 import msgspec
 
 from cortexd.config.catalogue import Profile
+from cortexd.fleet.memory import footprint, free, headroom, totals
+from cortexd.fleet.residents import Resident, may_displace, residents
+from cortexd.fleet.room import gains, make_room
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
 from cortexd.wire.neuron import DeviceInfo, Discovery, LoadRequest
+
+MOST_NAMES: Final = 8  # of what stands in the way, in words
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -26,6 +32,43 @@ class Placement(msgspec.Struct, frozen=True):
     needs: Mapping[int, float] = {}
     victims: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
+
+
+class Assessment(msgspec.Struct, frozen=True):
+    """What speaks for one node as the place of a model, and what against it.
+
+    infeasible: why it can never hold it. absent: why it can't be used now. failure: a load that
+    failed there a moment ago; it is not tried again before that has passed.
+    free: device → MiB for new loads. share: MiB that the model takes on each of its devices; None:
+    unknown.
+    devices: the best ones for it, ascending. fits: there is room on them now.
+    victims: idle models that must go first. blockers: those that stand in the way as well and only
+    need time. last_use: the latest of theirs, monotonic.
+    crowded: why there is no room, and waiting makes none.
+    """
+
+    node: str
+    infeasible: str | None = None
+    absent: str | None = None
+    failure: Failure | None = None
+    free: Mapping[int, float] = {}
+    share: float | None = None
+    devices: tuple[int, ...] = ()
+    fits: bool = False
+    victims: tuple[str, ...] = ()
+    blockers: tuple[str, ...] = ()
+    last_use: float = 0.0
+    crowded: str | None = None
+
+    @property
+    def needs(self) -> dict[int, float]:
+        """Device → MiB that the model will take there; empty: unknown."""
+        return {} if self.share is None else dict.fromkeys(self.devices, self.share)
+
+    @property
+    def free_mb(self) -> float:
+        """MiB that are free on the chosen devices together."""
+        return sum(self.free[index] for index in self.devices)
 
 
 class NoPlacement(msgspec.Struct, frozen=True):
@@ -69,18 +112,25 @@ def device_floor(profile: Profile) -> float:
 
 
 def fitting_devices(profile: Profile, hardware: Discovery) -> list[DeviceInfo]:
-    """The devices that are large enough for the model's share, by index."""
-    floor = device_floor(profile)
-    return sorted(
-        (device for device in hardware.devices if device.vram_total_mb >= floor),
-        key=lambda device: device.index,
-    )
+    """The devices that are large enough for the model's share, by index; of two with one index the
+    smaller counts."""
+    floor, found = device_floor(profile), dict[int, DeviceInfo]()
+    for device in hardware.devices:
+        known = found.get(device.index)
+        if known is None or device.vram_total_mb < known.vram_total_mb:
+            found[device.index] = device
+    return [found[index] for index in sorted(found) if found[index].vram_total_mb >= floor]
 
 
-def load_request(profile: Profile, hardware: Discovery | None) -> LoadRequest:
-    """The profile as a node reads it. Total: without a usable topology the devices are the first
-    `min_devices`, and the node has the last word."""
-    devices = [device.index for device in fitting_devices(profile, hardware)] if hardware else []
+def load_request(
+    profile: Profile, hardware: Discovery | None, devices: Iterable[int] = ()
+) -> LoadRequest:
+    """The profile as a node reads it, on those devices. Total: when none are chosen they are the
+    first that are large enough; without a usable topology the first `min_devices`, and the node has
+    the last word."""
+    devices = sorted(devices)
+    if not devices and hardware:
+        devices = [device.index for device in fitting_devices(profile, hardware)]
     if len(devices) < profile.min_devices:
         devices = list(range(profile.min_devices))
     return LoadRequest(
@@ -98,32 +148,174 @@ def place(
     ledger: Ledger,
     now: float,
     avoid: Collection[str] = (),
+    *,
+    unasked: bool = False,
 ) -> Placement | NoPlacement:
-    """Choose the node for a load: in the order of `pinned_on`, then by name. `now` is monotonic.
+    """Choose the node and the devices for a load, and who has to leave first. `now` is monotonic.
+
+    Where there is room comes first: earlier in `pinned_on`, then most memory free, then by name.
+    Only when no node has room: earlier in `pinned_on`, then where the fewest have to leave, those
+    that were used least recently. Who works, or has only just come, is asked last.
 
     A node where the load failed lately is passed over until its back-off has ended; nodes in
-    `avoid` are never looked at.
+    `avoid` are never looked at. unasked: no request has asked for this load.
     """
     nothing = NoPlacement({}, {}, {})
+    fitting: list[Assessment] = []
+    full: list[Assessment] = []
     for node in _candidates(profile, snapshot):
         if node.name in avoid:
             continue
-        if (reason := infeasibility(profile, node)) is not None:
-            nothing.infeasible[node.name] = reason
-        elif (reason := _absence(node)) is not None:
-            nothing.asleep[node.name] = reason
-        elif (failed := ledger.failures.get((node.name, profile.id))) and failed.until > now:
-            nothing.failures[node.name] = failed
+        seen = _glance(profile, node, snapshot, ledger, now)
+        if seen.infeasible is not None:
+            nothing.infeasible[node.name] = seen.infeasible
+        elif seen.absent is not None:
+            nothing.asleep[node.name] = seen.absent
+        elif seen.failure is not None:
+            nothing.failures[node.name] = seen.failure
         else:
-            return Placement(node.name, load_request(profile, node.hardware))
-    return nothing
+            (fitting if seen.fits else full).append(seen)
+    rank = _rank(profile)
+    best = min(fitting, key=lambda seen: (rank(seen.node), -seen.free_mb, seen.node), default=None)
+    if best is None:
+        cleared = [_cleared(seen, profile, snapshot, ledger, now, unasked=unasked) for seen in full]
+        nothing.crowded.update({seen.node: seen.crowded for seen in cleared if seen.crowded})
+        best = min(
+            (seen for seen in cleared if seen.crowded is None),
+            key=lambda seen: (
+                len(seen.blockers) > 0,
+                rank(seen.node),
+                len(seen.victims) + len(seen.blockers),
+                seen.last_use,
+                -seen.free_mb,
+                seen.node,
+            ),
+            default=None,
+        )
+    if best is None:
+        return nothing
+    spec = load_request(profile, snapshot.nodes[best.node].hardware, best.devices)
+    return Placement(best.node, spec, best.needs, best.victims, best.blockers)
+
+
+def assess(
+    profile: Profile,
+    node: Node,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool = False,
+) -> Assessment:
+    """What `place` thinks of one node of the snapshot; of one that backs off, too."""
+    seen = _glance(profile, node, snapshot, ledger, now)
+    if seen.infeasible is not None or seen.absent is not None or seen.fits:
+        return seen
+    return _cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
+
+
+def _glance(
+    profile: Profile, node: Node, snapshot: Snapshot, ledger: Ledger, now: float
+) -> Assessment:
+    """What can be said without a look at who is resident."""
+    if (reason := infeasibility(profile, node)) is not None:
+        return Assessment(node.name, infeasible=reason)
+    if (reason := _absence(node)) is not None:
+        return Assessment(node.name, absent=reason)
+    failed = ledger.failures.get((node.name, profile.id))
+    left = free(node, snapshot, ledger, besides=profile.id)
+    # Those with most memory free are the best set, if any set has room.
+    indices = _large_enough(profile, node)
+    chosen = sorted(indices, key=left.__getitem__, reverse=True)[: profile.min_devices]
+    size = footprint(profile, node, ledger)
+    share = None if size is None else size / profile.min_devices
+    return Assessment(
+        node.name,
+        failure=failed if failed is not None and failed.until > now else None,
+        free=left,
+        share=share,
+        devices=tuple(sorted(chosen)),
+        fits=share is None or left[chosen[-1]] >= share,
+    )
+
+
+def _cleared(
+    seen: Assessment,
+    profile: Profile,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool,
+) -> Assessment:
+    """A node without room, once those have left who have to and may."""
+    node, share = snapshot.nodes[seen.node], seen.share or 0.0
+    left = headroom(node, snapshot, ledger, besides=profile.id)
+    limits = {index: mb - node.reserve_mb for index, mb in totals(node).items()}
+    people = residents(node, snapshot, ledger, now, unasked=unasked)
+    returns = gains(people, left, limits)
+    usable = {
+        index: left[index] for index in _large_enough(profile, node) if limits[index] >= share
+    }
+    willing = [one for one in people if may_displace(profile, one)]
+    idle = [one for one in willing if one.is_idle]
+    room = make_room(profile.min_devices, share, usable, returns, idle)
+    if room is None and snapshot.policy.evicts and not unasked:
+        # The others only need time; those who could leave at once are still asked first.
+        others = [one for one in willing if not one.is_idle]
+        room = make_room(profile.min_devices, share, usable, returns, idle + others)
+    if room is None:
+        held = [one for one in people if one not in idle]
+        return msgspec.structs.replace(seen, crowded=_crowd(profile, seen, node, limits, held))
+    return msgspec.structs.replace(
+        seen,
+        devices=room.devices,
+        victims=tuple(one.model for one in room.leaving if one.is_idle),
+        blockers=tuple(one.model for one in room.leaving if not one.is_idle),
+        last_use=room.last_use,
+    )
+
+
+def _crowd(
+    profile: Profile,
+    seen: Assessment,
+    node: Node,
+    limits: Mapping[int, float],
+    held: list[Resident],
+) -> str:
+    """What is in the way, by name, and why it stays."""
+    ways = []
+    for one in held:
+        if one.priority > profile.priority:
+            ways.append(f"{one.model!r} (class {one.priority}, above {profile.priority})")
+        else:
+            ways.append(f"{one.model!r} ({one.kept or 'it is at work'})")
+    most = sorted(limits.values(), reverse=True)[profile.min_devices - 1]
+    if not ways or most < (seen.share or 0.0):
+        reserve = f" besides reserve_mb = {node.reserve_mb:g}" if node.reserve_mb else ""
+        ways.append(f"what is not a model's, of {max(0.0, most):.0f} MiB there are{reserve}")
+    rest = f" and {len(ways) - MOST_NAMES} more" if len(ways) > MOST_NAMES else ""
+    free_mb = min(seen.free[index] for index in seen.devices)
+    return (
+        f"{seen.share:.0f} MiB needed on {_count(profile.min_devices)}, {free_mb:.0f} free; in the "
+        f"way: {', '.join(ways[:MOST_NAMES])}{rest}"
+    )
+
+
+def _large_enough(profile: Profile, node: Node) -> list[int]:
+    hardware = node.hardware
+    return [device.index for device in fitting_devices(profile, hardware)] if hardware else []
 
 
 def _candidates(profile: Profile, snapshot: Snapshot) -> list[Node]:
-    rank = {name: place for place, name in enumerate(profile.pinned_on)}
-    return sorted(
-        snapshot.nodes.values(), key=lambda node: (rank.get(node.name, len(rank)), node.name)
-    )
+    rank = _rank(profile)
+    return sorted(snapshot.nodes.values(), key=lambda node: (rank(node.name), node.name))
+
+
+def _rank(profile: Profile) -> Callable[[str], int]:
+    """A node's place in `pinned_on`; all others come after those."""
+    places = {name: place for place, name in enumerate(profile.pinned_on)}
+    return lambda name: places.get(name, len(places))
 
 
 def _absence(node: Node) -> str | None:

@@ -1,0 +1,124 @@
+"""How much memory a node has for a new load, and how much a model takes.
+
+Neither believes what cannot be: a node that reports nonsense has less room by it, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from cortexd.config.catalogue import Profile
+from cortexd.fleet.snapshot import FootprintKey, Ledger, Node, Snapshot
+from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, DeviceHealth, Model
+
+# Statuses of models that hold memory of their node, or are about to.
+RESIDENT: Final = frozenset({LOADED, RELOADING, LOADING, RECOVERING})
+_MOST: Final = float(1 << 40)  # MiB; who claims to have more is not believed
+
+
+def free(
+    node: Node, snapshot: Snapshot, ledger: Ledger, *, besides: str | None = None
+) -> dict[int, float]:
+    """Device index → MiB that a new load may count on, never below 0.
+
+    besides: a model whose own promise on that node does not count.
+    """
+    left = headroom(node, snapshot, ledger, besides=besides)
+    return {index: max(0.0, mb) for index, mb in left.items()}
+
+
+def headroom(
+    node: Node, snapshot: Snapshot, ledger: Ledger, *, besides: str | None = None
+) -> dict[int, float]:
+    """As `free`, but below 0 where more is promised than there is: what a model gives back that
+    has to go pays that debt first."""
+    left = before(node, snapshot, ledger, besides=besides)
+    for (name, model), promise in ledger.promises.items():
+        if name == node.name and model != besides and promise.before is None:
+            for index, mb in promise.devices.items():
+                if index in left:
+                    left[index] -= believed(mb) or 0.0
+    return left
+
+
+def before(
+    node: Node, snapshot: Snapshot, ledger: Ledger, *, besides: str | None = None
+) -> dict[int, float]:
+    """What is there for a load that begins now, as `Promise.before` wants it: the promises of loads
+    that have not begun are not taken off."""
+    left = _reported(node, snapshot, ledger)
+    if node.reserve_mb:
+        left = {index: max(0.0, mb - node.reserve_mb) for index, mb in left.items()}
+    for (name, model), promise in ledger.promises.items():
+        if name == node.name and model != besides and promise.before is not None:
+            for index, mb in promise.before.items():
+                if index in left:
+                    bound = (believed(mb) or 0.0) - (believed(promise.devices.get(index)) or 0.0)
+                    left[index] = min(left[index], max(0.0, bound))
+    return left
+
+
+def footprint(profile: Profile, node: Node, ledger: Ledger) -> float | None:
+    """MiB that the whole model takes on that node: measured, else as its profile says, else None.
+    Nothing and 0 are no measurement."""
+    if ledger.footprints:
+        key = FootprintKey(
+            profile.id, profile.harness, profile.quant, profile.min_devices, node.name
+        )
+        if measured := believed(ledger.footprints.get(key)):
+            return measured
+    return believed(profile.vram_mb) or None
+
+
+def size(info: Model, node: Node, snapshot: Snapshot, ledger: Ledger) -> float | None:
+    """MiB that a resident model holds: as its node says, else its footprint; None: unknown."""
+    if used := believed(info.vram_used_mb):
+        return used
+    profile = snapshot.catalogue.profiles.get(info.id)
+    return footprint(profile, node, ledger) if profile is not None else None
+
+
+def totals(node: Node) -> dict[int, float]:
+    """Device index → MiB in all. What is described twice is as large as its smaller description."""
+    found: dict[int, float] = {}
+    for device in node.hardware.devices if node.hardware else ():
+        mb = believed(device.vram_total_mb) or 0.0
+        index = device.index
+        found[index] = min(mb, found[index]) if index in found else mb
+    return found
+
+
+def places(indices: Iterable[int] | None, there: dict[int, float]) -> tuple[int, ...]:
+    """The devices of a model among those of its node: all of them when it names none."""
+    return tuple(sorted({index for index in indices or () if index in there} or there))
+
+
+def believed(mb: float | None) -> float | None:
+    """An amount of memory, or None when there is none, or none that can be."""
+    return float(mb) if mb is not None and 0 <= mb <= _MOST else None
+
+
+def _reported(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float]:
+    """What is free by the node's gauges; where it has none, what its models leave."""
+    left = totals(node)
+    silent = set(left)
+    for gauge in (node.health and node.health.devices) or ():
+        index = gauge.index
+        if index in left and (mb := _gauged(gauge, left[index])) is not None:
+            left[index] = min(left[index], mb)
+            silent.discard(index)
+    if silent:
+        for info in node.models.values():
+            if info.status in RESIDENT and (mb := size(info, node, snapshot, ledger)):
+                on = places(info.devices, left)
+                for index in silent.intersection(on):
+                    left[index] = max(0.0, left[index] - mb / len(on))
+    return left
+
+
+def _gauged(gauge: DeviceHealth, total: float) -> float | None:
+    if (mb := believed(gauge.vram_free_mb)) is not None:
+        return mb
+    used = believed(gauge.vram_used_mb)
+    return max(0.0, total - used) if used is not None else None
