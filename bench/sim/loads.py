@@ -12,7 +12,9 @@ import msgspec
 from bench.sim.picture import Key, Picture
 from bench.sim.policies import Policy
 from bench.sim.things import Turn
+from cortexd.fleet import memory
 from cortexd.fleet.placement import Placement
+from cortexd.fleet.residents import residents
 from cortexd.fleet.snapshot import Failure, Promise
 from cortexd.wire.neuron import LOADED, LOADING
 
@@ -27,6 +29,7 @@ class Entry:
 
     leaving: unloads under way for it. unreported: node → since when its freed memory is owed.
     gated: the busy replica that gets no new requests for its sake, and since when.
+    insists: it has waited for long enough for those at work, and is the first one to have done so.
     avoid: nodes where it is no use. is_asked: whether requests want it.
     """
 
@@ -34,6 +37,7 @@ class Entry:
         self.model = model
         self.placed = placed
         self.began = now
+        self.insists = False
         self.avoid: tuple[str, ...] = ()
         self.is_asked = True
         self.is_loading = False
@@ -118,32 +122,45 @@ class Loads:
         if not isinstance(placed, Placement):
             self._end(entry)
             return
+        entry.insists = bool(placed.blockers) and self._may_insist(entry, placed.node)
         self._stand(entry, placed)
         if placed.blockers:
-            self._wait_for(entry, placed.blockers)
+            if entry.insists:
+                self._gate_one(entry, placed.blockers)
         elif placed.victims:
             self._evict(entry, placed.victims)
         else:
             self._load(entry)
 
     def _stand(self, entry: Entry, placed: Placement) -> None:
-        """It is to go there: nobody else may count on that memory."""
+        """It is to go there. Nobody else may count on the memory, unless it is held by work: were
+        that promised to all who wait for it, each would wait for the others' promises for ever."""
         entry.placed = placed
         self._picture.ledger.loading[entry.model] = placed.node
-        self._picture.ledger.promises[entry.key] = Promise(placed.needs)
+        if entry.insists or not placed.blockers:
+            self._picture.ledger.promises[entry.key] = Promise(placed.needs)
 
-    def _wait_for(self, entry: Entry, blockers: tuple[str, ...]) -> None:
+    def _may_insist(self, entry: Entry, node: str) -> bool:
+        """One at a time on a node, or large models would wait for ever: small ones come between."""
+        if self._clock.now < entry.began + self._picture.snapshot.policy.patience:
+            return False
+        return not any(
+            other.insists and other is not entry and other.placed.node == node
+            for other in self.entries.values()
+        )
+
+    def _gate_one(self, entry: Entry, blockers: tuple[str, ...]) -> None:
         picture, now = self._picture, self._clock.now
-        patience = picture.snapshot.policy.patience
-        if now < entry.began + patience:
-            self._clock.after(entry.began + patience - now, lambda: self._advance(entry))
-            return
-        keys = [(entry.placed.node, model) for model in blockers]
-        keys = [key for key in keys if not picture.is_gated(key)]
-        if keys:
-            entry.gated, entry.gated_at = keys[0], now
-            picture.gate(keys[0])
-            self._clock.after(picture.snapshot.policy.gate_timeout, lambda: self._advance(entry))
+        node = picture.snapshot.nodes[entry.placed.node]
+        # One that only stays because it has just come goes by itself when its time is over.
+        at_work = [
+            (one.node, one.model)
+            for one in residents(node, picture.snapshot, picture.ledger, now)
+            if one.model in blockers and one.kept is None
+        ]
+        if at_work and not picture.is_gated(at_work[0]):
+            entry.gated, entry.gated_at = at_work[0], now
+            picture.gate(at_work[0])
 
     def _is_gate_over(self, entry: Entry, key: Key) -> bool:
         """Whether to place anew: the gated one is idle and goes, or did not become so in time."""
@@ -188,7 +205,8 @@ class Loads:
         picture, placed = self._picture, entry.placed
         entry.is_loading = True
         began = self._clock.now
-        before = picture.free(placed.node, placed.needs)
+        node = picture.snapshot.nodes[placed.node]
+        before = memory.before(node, picture.snapshot, picture.ledger, besides=entry.model)
         picture.ledger.promises[entry.key] = Promise(placed.needs, before=before)
 
         def is_over(words: str | None) -> None:

@@ -17,6 +17,7 @@ from cortexd.config.catalogue import Profile
 from cortexd.errors import Refusal
 from cortexd.fleet import placement, routing
 from cortexd.fleet.placement import NoPlacement, Placement
+from cortexd.fleet.residents import displaceable
 from cortexd.fleet.routing import Decision, Load, Query, Refuse, Serve, Wait
 from cortexd.fleet.snapshot import Node, Replica
 from cortexd.wire.neuron import LOADED, LOADING, LoadRequest
@@ -72,11 +73,21 @@ class Ours:
     ) -> Placement | NoPlacement:
         """`cortexd.fleet.placement.place`."""
         profile = picture.snapshot.catalogue.profiles[model]
-        return placement.place(profile, picture.snapshot, picture.ledger, now, avoid)
+        return placement.place(
+            profile, picture.snapshot, picture.ledger, now, avoid, unasked=unasked
+        )
 
     def relief(self, model: str, placed: Placement, picture: Picture) -> tuple[str, ...]:
-        """The idle one that nobody has asked for for the longest time."""
-        return _least_recent(placed, picture)[:1]
+        """Everybody there who may be asked to leave: how much is short nobody knows."""
+        profile = picture.snapshot.catalogue.profiles[model]
+        node, devices = picture.snapshot.nodes[placed.node], set(placed.spec.devices or ())
+        return tuple(
+            one.model
+            for one in displaceable(
+                profile, node, picture.snapshot, picture.ledger, picture.clock.now
+            )
+            if not devices.isdisjoint(one.devices)
+        )
 
 
 class Simple:
