@@ -166,7 +166,7 @@ def place(
     for node in _candidates(profile, snapshot):
         if node.name in avoid:
             continue
-        seen = _glance(profile, node, snapshot, ledger, now)
+        seen = glance(profile, node, snapshot, ledger, now)
         if seen.infeasible is not None:
             nothing.infeasible[node.name] = seen.infeasible
         elif seen.absent is not None:
@@ -208,16 +208,16 @@ def assess(
     unasked: bool = False,
 ) -> Assessment:
     """What `place` thinks of one node of the snapshot; of one that backs off, too."""
-    seen = _glance(profile, node, snapshot, ledger, now)
+    seen = glance(profile, node, snapshot, ledger, now)
     if seen.infeasible is not None or seen.absent is not None or seen.fits:
         return seen
     return _cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
 
 
-def _glance(
+def glance(
     profile: Profile, node: Node, snapshot: Snapshot, ledger: Ledger, now: float
 ) -> Assessment:
-    """What can be said without a look at who is resident."""
+    """The same without a look at who is resident: nobody leaves for it."""
     if (reason := infeasibility(profile, node)) is not None:
         return Assessment(node.name, infeasible=reason)
     if (reason := _absence(node)) is not None:

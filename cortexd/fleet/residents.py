@@ -67,8 +67,8 @@ def residents(
         if (devices := promised.pop(model, None)) is not None:
             on, mb = _promised(devices)
         else:
-            on, whole = places(info.devices, there), size(info, node, snapshot, ledger)
-            mb = whole / len(on) if whole is not None and on else None
+            on = places(info.devices, there)
+            mb = _share(size(info, node, snapshot, ledger), on)
         busy = ledger.in_flight.get(key) or key in ledger.turns or reported.get(model)
         kept = _kept(key, info.status, snapshot, ledger, now)
         if unasked and kept is None:
@@ -115,6 +115,13 @@ def least_residency(key: tuple[str, str], snapshot: Snapshot, ledger: Ledger) ->
     return max(LEAST_RESIDENCY, 2 * ledger.load_seconds.get(key, 0.0))
 
 
+def idle_ttl(profile: Profile | None, snapshot: Snapshot) -> float | None:
+    """Seconds after its last request when a model is no longer wanted; None: it always is."""
+    if profile is not None and profile.idle_ttl is not None:
+        return profile.idle_ttl
+    return snapshot.policy.idle_ttl
+
+
 def _kept(
     key: tuple[str, str], status: str, snapshot: Snapshot, ledger: Ledger, now: float
 ) -> str | None:
@@ -140,14 +147,19 @@ def _preferred(
     if profile is not None and profile.copies:
         # Two that both want to stay would drive out one another for ever.
         return "it is kept by its profile, too"
-    ttl = (profile.idle_ttl if profile is not None else None) or snapshot.policy.idle_ttl or RECENT
+    ttl = idle_ttl(profile, snapshot)
+    ttl = RECENT if ttl is None else ttl
     used = ledger.last_access.get(key)
     if used is not None and now - used < ttl:
         return f"it was asked for in the last {Duration(ttl)}"
     return None
 
 
-def _promised(devices: Mapping[int, float]) -> tuple[tuple[int, ...], float]:
+def _share(mb: float | None, devices: tuple[int, ...]) -> float | None:
+    return mb / len(devices) if mb is not None and devices else None
+
+
+def _promised(devices: Mapping[int, float]) -> tuple[tuple[int, ...], float | None]:
     return tuple(sorted(devices)), max(believed(mb) or 0.0 for mb in devices.values())
 
 

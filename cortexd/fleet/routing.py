@@ -15,7 +15,8 @@ import msgspec
 
 from cortexd import errors
 from cortexd.errors import Refusal
-from cortexd.fleet.placement import NoPlacement, Placement, place
+from cortexd.fleet.memory import free
+from cortexd.fleet.placement import NoPlacement, Placement, glance, place
 from cortexd.fleet.snapshot import Ledger, Replica, Snapshot
 from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
 
@@ -102,14 +103,11 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
             if replica.status == reason:
                 return Wait(model, reason, replica.node)
     asleep = [replica for replica in here if replica.status == UNLOADED]
-    if asleep:
-        left = [replica for replica in asleep if replica.node not in query.tried]
-        if left:
-            # Whom we woke already is woken again rather than a second one beside it.
-            return Lazy(
-                min(left, key=lambda r: (not ledger.in_flight.get((r.node, model)), r.node))
-            )
+    left = [replica for replica in asleep if replica.node not in query.tried]
+    if asleep and not left:
         return Refuse(_all_failed(model, asleep))
+    if (roused := _roused(left, snapshot, ledger, now)) is not None:
+        return Lazy(roused)
     if gated:  # what is begun meanwhile would be unloaded, too
         return Wait(model, "unloading", min(gated))
     profile = snapshot.catalogue.profiles.get(model)
@@ -130,6 +128,29 @@ def _choice(replicas: list[Replica], ledger: Ledger) -> Replica:
     busy = ledger.in_flight.get
     ranked = [(r.status != LOADED, busy((r.node, r.model), 0), r.node, r) for r in replicas]
     return min(ranked)[3]
+
+
+def _roused(
+    asleep: list[Replica], snapshot: Snapshot, ledger: Ledger, now: float
+) -> Replica | None:
+    """Which of them reloads the model by itself; None: it has to be placed like any other.
+
+    A model of the catalogue is left to a node only where it fits, as far as is known.
+    """
+    fitting = []
+    for replica in asleep:
+        node, profile = snapshot.nodes[replica.node], snapshot.catalogue.profiles.get(replica.model)
+        if ledger.in_flight.get((replica.node, replica.model)):
+            return replica  # whom we woke already is woken again, rather than a second one
+        if profile is None or node.hardware is None:
+            room = max(free(node, snapshot, ledger).values(), default=0.0)
+        else:
+            seen = glance(profile, node, snapshot, ledger, now)
+            if not seen.fits or seen.failure is not None:
+                continue
+            room = seen.free_mb
+        fitting.append((-room, replica.node, replica))
+    return min(fitting)[2] if fitting else None
 
 
 def _refusal(
@@ -160,7 +181,7 @@ def _refusal(
         node = nodes[replica.node]
         if not node.is_available:
             away.setdefault(node.name, "draining" if node.healthy else "unhealthy")
-    if away and not stuck and not (nothing and nothing.failures):
+    if away and not stuck and not (nothing and (nothing.failures or nothing.crowded)):
         return Refusal(
             errors.FEASIBLE_NODE_UNHEALTHY,
             f"The model {model!r} is or could be only on nodes that can't be used now: "
@@ -179,6 +200,13 @@ def _refusal(
             errors.MODEL_NOT_FOUND,
             f"The model {model!r} does not exist: no node has it and the catalogue does not list "
             "it. GET /v1/models lists what there is.",
+        )
+    if nothing.crowded:
+        return Refusal(
+            errors.NO_ROOM,
+            f"There is no room for the model {model!r}: "
+            + _listed(f"{name}: {reason}" for name, reason in nothing.crowded.items())
+            + ". Unload one of these, give it a higher residency_priority, or try again later.",
         )
     if nothing.failures:
         left = min(failed.until for failed in nothing.failures.values()) - now
