@@ -27,7 +27,7 @@ RELIEFS = 8  # times that a simple policy makes more room for one load; ours: on
 class Entry:
     """A load, from the decision to its end, and who waits for it.
 
-    leaving: unloads under way for it. unreported: node → since when its freed memory is owed.
+    leaving: unloads under way for it; since when, once they are over, their memory is awaited.
     gated: the busy replica that gets no new requests for its sake, and since when.
     insists: it has waited for long enough for those at work, and is the first one to have done so.
     avoid: nodes where it is no use. is_asked: whether requests want it.
@@ -43,8 +43,7 @@ class Entry:
         self.is_loading = False
         self.has_ended = False
         self.waiters: list[Turn] = []
-        self.leaving: set[Key] = set()
-        self.unreported: dict[str, float] = {}
+        self.leaving: dict[Key, float | None] = {}
         self.gated: Key | None = None
         self.gated_at = 0.0
         self.reliefs = 0
@@ -108,11 +107,11 @@ class Loads:
     def _advance(self, entry: Entry) -> None:
         """Of a patient policy: place it anew with every change, until nothing is in the way."""
         picture, now = self._picture, self._clock.now
+        for key, since in list(entry.leaving.items()):
+            if since is not None and picture.polled[key[0]] >= since:
+                self._let_go(entry, key)
         if entry.is_loading or entry.leaving or entry.has_ended:
             return
-        if any(picture.polled[node] < since for node, since in entry.unreported.items()):
-            return
-        entry.unreported.clear()
         if entry.gated is not None and not self._is_gate_over(entry, entry.gated):
             return
         picture.ledger.promises.pop(entry.key, None)
@@ -185,19 +184,27 @@ class Loads:
 
     def _unload(self, entry: Entry, key: Key) -> None:
         """Of a replica behind a gate."""
-        entry.leaving.add(key)
+        picture, is_patient = self._picture, self._policy.is_patient
+        entry.leaving[key] = None
 
         def is_over(gone: bool) -> None:
+            picture.nudge(key[0])
+            if gone and is_patient:
+                # It stays in the picture until its memory is free there: who looks for room
+                # meanwhile would find neither.
+                entry.leaving[key] = self._clock.now
+                return
             if gone:
-                self._picture.forget(*key)
-                entry.unreported[key[0]] = self._clock.now
-            self._picture.open(key)
-            entry.leaving.discard(key)
-            self._picture.nudge(key[0])
-            if not entry.leaving and not self._policy.is_patient:
+                picture.forget(*key)
+            self._let_go(entry, key)
+            if not entry.leaving and not is_patient:
                 self._load(entry)
 
-        self._picture.machines[key[0]].unload(key[1], self._policy.is_patient, is_over)
+        picture.machines[key[0]].unload(key[1], is_patient, is_over)
+
+    def _let_go(self, entry: Entry, key: Key) -> None:
+        self._picture.open(key)
+        del entry.leaving[key]
 
     # Loading.
 
@@ -206,7 +213,8 @@ class Loads:
         entry.is_loading = True
         began = self._clock.now
         node = picture.snapshot.nodes[placed.node]
-        before = memory.before(node, picture.snapshot, picture.ledger, besides=entry.model)
+        free = memory.before(node, picture.snapshot, picture.ledger, besides=entry.model)
+        before = {device: free[device] for device in placed.needs}
         picture.ledger.promises[entry.key] = Promise(placed.needs, before=before)
 
         def is_over(words: str | None) -> None:

@@ -73,6 +73,7 @@ class Picture:
         snapshot, ledger = self.snapshot, self.ledger
         node = observed(snapshot.nodes[name], seen, snapshot.catalogue, unhealthy_after=3)
         self.polled[name] = seen.sent
+        self._drop_traces(node)
         self._put(node)
         if all(known.polled for known in self.snapshot.nodes.values()):
             self.snapshot = msgspec.structs.replace(self.snapshot, settled=True)
@@ -104,10 +105,10 @@ class Picture:
         self._put(told(self.snapshot.nodes[name], model, status, self.clock.now))
 
     def forget(self, name: str, model: str) -> None:
-        """Drop a model that is there no more, and what was learnt of it."""
-        self._put(forgotten(self.snapshot.nodes[name], model))
-        self.ledger.served.pop((name, model), None)
-        self.ledger.last_access.pop((name, model), None)
+        """Drop a model that is there no more."""
+        node = forgotten(self.snapshot.nodes[name], model)
+        self._drop_traces(node)
+        self._put(node)
 
     def claim(self, key: Key) -> None:
         """A request goes to a replica."""
@@ -152,6 +153,13 @@ class Picture:
         health = self.snapshot.nodes[name].health
         gauges = {g.index: g.vram_free_mb or 0.0 for g in (health and health.devices) or ()}
         return {device: gauges.get(device, 0.0) for device in devices}
+
+    def _drop_traces(self, node: Node) -> None:
+        """Of models that are there no more: when they come back it is as if for the first time."""
+        for model in self.snapshot.nodes[node.name].models:
+            if model not in node.models:
+                self.ledger.served.pop((node.name, model), None)
+                self.ledger.last_access.pop((node.name, model), None)
 
     def _put(self, node: Node) -> None:
         self.snapshot = with_node(self.snapshot, node)

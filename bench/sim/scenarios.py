@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 
 from bench.sim.things import Host, Scenario, Sort
 
@@ -21,13 +22,32 @@ VISION = Sort("vision-7b", 10_800, 6_200, 8)
 CHAT_70 = Sort("chat-70b", 46_000, 40_500, 70, devices=2, slots=4)
 WRITER = Sort("writer-14b", 13_000, 9_000, 14)
 LARGE = Sort("large-123b", 88_000, 73_000, 123, devices=4, slots=4)
+REASON_32 = replace(CHAT_32, name="reason-32b")
+AGENT = replace(CODER, name="agent-30b-a3b")
+LEGAL = replace(WRITER, name="legal-14b")
+MEDIC = replace(CHAT_8, name="medic-8b")
+OTHER_70 = replace(CHAT_70, name="other-70b")
 
 HOME = Scenario(
     "mixed home fleet",
     (GAMING, DESK, TOWER, RACK),
-    (CHAT_8, CODER, SMALL, CHAT_32, VISION, WRITER, CHAT_70, LARGE),
+    (
+        CHAT_8,
+        CODER,
+        SMALL,
+        CHAT_32,
+        VISION,
+        CHAT_70,
+        WRITER,
+        AGENT,
+        REASON_32,
+        LARGE,
+        MEDIC,
+        OTHER_70,
+        LEGAL,
+    ),
     skew=1.0,
-    every=4.0,
+    every=5.0,
 )
 
 LAB = Scenario(
@@ -44,28 +64,16 @@ LAB = Scenario(
         WRITER,
     ),
     skew=2.5,
-    every=1.2,
+    every=1.8,
     turns=6,
 )
 
 THRASH = Scenario(
     "more models than memory: thrash",
     (DESK, TOWER),
-    (
-        CHAT_8,
-        CODER,
-        CHAT_32,
-        VISION,
-        WRITER,
-        CHAT_70,
-        replace(CHAT_32, name="reason-32b"),
-        replace(CODER, name="agent-30b-a3b"),
-        replace(WRITER, name="legal-14b"),
-        replace(CHAT_8, name="med-9b"),
-    ),
+    (CHAT_8, CODER, CHAT_32, VISION, WRITER, CHAT_70, REASON_32, AGENT, LEGAL, MEDIC),
     skew=0.4,
     every=25.0,
-    turns=4,
     think=15.0,
 )
 
@@ -74,7 +82,7 @@ GUESSED = replace(
     name="mixed home fleet, footprints guessed or unknown",
     sorts=tuple(
         replace(sort, known=None if guess is None else int(sort.vram * guess))
-        for sort, guess in zip(HOME.sorts, (0.7, 1.2, None, 0.85, None, 1.1, 0.8, 0.9), strict=True)
+        for sort, guess in zip(HOME.sorts, cycle((0.7, 1.2, None, 0.85, 1.0)), strict=False)
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bench.report import percentile
@@ -26,7 +27,8 @@ COLUMNS = (
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of runs under one policy. waits: seconds to the first token of what was answered."""
+    """Counts of runs under one policy. waits: seconds to the first token, of every request; that of
+    one that failed never came: a policy must not look quick by what it drops."""
 
     policy: str
     waits: list[float]
@@ -49,10 +51,12 @@ class Tally:
             tally.killed += machine.killed
             tally.out_of_memory += machine.out_of_memory
         for turn in gateway.turns:
+            wait = math.inf
             if turn.outcome == "answered" and turn.first is not None:
-                tally.waits.append(turn.first - turn.arrived)
+                wait = turn.first - turn.arrived
                 tally.prompt += turn.prompt
                 tally.cached += turn.cached
+            tally.waits.append(wait)
             tally.refused += turn.outcome == "refused"
             tally.cut += turn.outcome == "cut"
         return tally
@@ -69,7 +73,7 @@ class Tally:
         """As a line of the table."""
         return (
             self.policy,
-            *(f"{percentile(self.waits, share):.2f} s" for share in (0.5, 0.95, 0.99)),
+            *(_seconds(percentile(self.waits, share)) for share in (0.5, 0.95, 0.99)),
             str(self.loads),
             str(self.evicted),
             str(self.killed),
@@ -78,6 +82,10 @@ class Tally:
             str(self.refused),
             str(self.cut),
         )
+
+
+def _seconds(wait: float) -> str:
+    return "failed" if math.isinf(wait) else f"{wait:.2f} s" if wait < 100 else f"{wait:.0f} s"
 
 
 def compare(scenario: Scenario, seeds: range, minutes: float) -> list[Tally]:
