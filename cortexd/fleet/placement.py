@@ -5,19 +5,24 @@ Most models fit somewhere: who is resident is looked at only when no node has ro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from operator import itemgetter
 from typing import Final
 
 import msgspec
 
 from cortexd.config.catalogue import Profile
-from cortexd.fleet.memory import footprint, free, headroom, totals
+from cortexd.fleet.memory import RESIDENT, believed, footprint, free, headroom, totals
 from cortexd.fleet.residents import Resident, may_displace, residents
 from cortexd.fleet.room import gains, make_room
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
 from cortexd.wire.neuron import DeviceInfo, Discovery, LoadRequest
 
 MOST_NAMES: Final = 8  # of what stands in the way, in words
+
+# blockers or not, place in `pinned_on`, how many leave, their latest use, less the MiB free, node
+_Loss = tuple[bool, int, int, float, float, str]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -178,20 +183,7 @@ def place(
     rank = _rank(profile)
     best = min(fitting, key=lambda seen: (rank(seen.node), -seen.free_mb, seen.node), default=None)
     if best is None:
-        cleared = [_cleared(seen, profile, snapshot, ledger, now, unasked=unasked) for seen in full]
-        nothing.crowded.update({seen.node: seen.crowded for seen in cleared if seen.crowded})
-        best = min(
-            (seen for seen in cleared if seen.crowded is None),
-            key=lambda seen: (
-                len(seen.blockers) > 0,
-                rank(seen.node),
-                len(seen.victims) + len(seen.blockers),
-                seen.last_use,
-                -seen.free_mb,
-                seen.node,
-            ),
-            default=None,
-        )
+        best = _least_loss(full, nothing, profile, snapshot, ledger, now, unasked=unasked)
     if best is None:
         return nothing
     spec = load_request(profile, snapshot.nodes[best.node].hardware, best.devices)
@@ -239,6 +231,52 @@ def glance(
     )
 
 
+def _least_loss(
+    full: list[Assessment],
+    nothing: NoPlacement,
+    profile: Profile,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool,
+) -> Assessment | None:
+    """The node where making room costs least; those where nothing makes any go to `nothing`."""
+    rank, used = _rank(profile), ledger.last_access.get
+
+    def at_least(seen: Assessment) -> _Loss:
+        """The fewest that can be enough, and the oldest; without a look at who may leave."""
+        there = [one for one in snapshot.nodes[seen.node].models.values() if one.status in RESIDENT]
+        oldest = min((used((seen.node, one.id), 0.0) for one in there), default=0.0)
+        largest = max((believed(one.vram_used_mb) or math.inf for one in there), default=math.inf)
+        short = sum(max(0.0, mb - seen.free[index]) for index, mb in seen.needs.items())
+        count = max(1, math.ceil(short / largest))
+        return False, rank(seen.node), count, oldest, -seen.free_mb, seen.node
+
+    best: Assessment | None = None
+    least: _Loss | None = None
+    # The most promising first: most of a large fleet need not be looked at closely.
+    for bound, seen in sorted(((at_least(seen), seen) for seen in full), key=itemgetter(0)):
+        if least is not None and least <= bound:
+            break
+        cleared = _cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
+        if cleared.crowded is not None:
+            nothing.crowded[seen.node] = cleared.crowded
+            continue
+        victims, blockers = len(cleared.victims), len(cleared.blockers)
+        loss = (
+            blockers > 0,
+            rank(seen.node),
+            victims + blockers,
+            cleared.last_use,
+            -cleared.free_mb,
+            seen.node,
+        )
+        if least is None or loss < least:
+            best, least = cleared, loss
+    return best
+
+
 def _cleared(
     seen: Assessment,
     profile: Profile,
@@ -250,20 +288,21 @@ def _cleared(
 ) -> Assessment:
     """A node without room, once those have left who have to and may."""
     node, share = snapshot.nodes[seen.node], seen.share or 0.0
-    left = headroom(node, snapshot, ledger, besides=profile.id)
     limits = {index: mb - node.reserve_mb for index, mb in totals(node).items()}
     people = residents(node, snapshot, ledger, now, unasked=unasked)
-    returns = gains(people, left, limits)
-    usable = {
-        index: left[index] for index in _large_enough(profile, node) if limits[index] >= share
-    }
     willing = [one for one in people if may_displace(profile, one)]
     idle = [one for one in willing if one.is_idle]
-    room = make_room(profile.min_devices, share, usable, returns, idle)
-    if room is None and snapshot.policy.evicts and not unasked:
-        # The others only need time; those who could leave at once are still asked first.
-        others = [one for one in willing if not one.is_idle]
-        room = make_room(profile.min_devices, share, usable, returns, idle + others)
+    room = None
+    if willing:
+        left = headroom(node, snapshot, ledger, besides=profile.id)
+        returns = gains(people, left, limits)
+        indices = [index for index in _large_enough(profile, node) if limits[index] >= share]
+        usable = {index: left[index] for index in indices}
+        room = make_room(profile.min_devices, share, usable, returns, idle)
+        if room is None and snapshot.policy.evicts and not unasked:
+            # The others only need time; those who could leave at once are still asked first.
+            others = [one for one in willing if not one.is_idle]
+            room = make_room(profile.min_devices, share, usable, returns, idle + others)
     if room is None:
         held = [one for one in people if one not in idle]
         return msgspec.structs.replace(seen, crowded=_crowd(profile, seen, node, limits, held))

@@ -40,17 +40,21 @@ def make_room(
     The best set loses the fewest models, then those that were used least recently, then it is the
     one with most memory free.
     """
+    there: dict[int, list[int]] = {index: [] for index in left}
     reach = dict(left)
-    for resident in willing:
+    for place, resident in enumerate(willing):
         for index, mb in gains[resident.model].items():
-            if index in reach:
+            if index in reach and mb > 0:
                 reach[index] += mb
+                there[index].append(place)
     reachable = [index for index in left if reach[index] >= share]
     reachable.sort(key=lambda index: (-left[index], index))
-    rooms = [
-        _clear(tuple(sorted(devices)), share, left, gains, willing)
-        for devices in combinations(reachable[:MOST_DEVICES], count)
-    ]
+    rooms = []
+    for devices in combinations(reachable[:MOST_DEVICES], count):
+        short = {index: share - left[index] for index in devices if left[index] < share}
+        asked = sorted({place for index in short for place in there[index]})
+        leaving = _leaving(short, gains, [willing[place] for place in asked])
+        rooms.append(Room(tuple(sorted(devices)), leaving))
     return min(
         rooms,
         key=lambda room: (
@@ -91,28 +95,23 @@ def gains(
     }
 
 
-def _clear(
-    devices: tuple[int, ...],
-    share: float,
-    left: Mapping[int, float],
+def _leaving(
+    short: dict[int, float],
     gains: Mapping[str, Mapping[int, float]],
     willing: Iterable[Resident],
-) -> Room:
-    """Have them leave in their order, then spare those who turn out not to be needed."""
-    short = {index: share - left[index] for index in devices if left[index] < share}
-    leaving = []
+) -> tuple[Resident, ...]:
+    """Have them leave in their order until nothing is short, then spare whom that did not need."""
+    leaving: list[Resident] = []
     for resident in willing:
         gain = gains[resident.model]
-        if any(gain.get(index) and mb > 0 for index, mb in short.items()):
+        if any(mb > 0 and gain.get(index) for index, mb in short.items()):
             leaving.append(resident)
             for index in short:
                 short[index] -= gain.get(index, 0.0)
-            if all(mb <= 0 for mb in short.values()):
-                break
-    for resident in reversed(leaving[:]):
+    for resident in leaving[::-1]:
         gain = gains[resident.model]
         if all(mb + gain.get(index, 0.0) <= 0 for index, mb in short.items()):
             leaving.remove(resident)
             for index in short:
                 short[index] += gain.get(index, 0.0)
-    return Room(devices, tuple(leaving))
+    return tuple(leaving)
