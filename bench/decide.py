@@ -12,7 +12,7 @@ from cortexd.fleet.observe import Observation, observed
 from cortexd.fleet.placement import NoPlacement, Placement, place
 from cortexd.fleet.routing import Query, Refuse, Serve, decide
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
-from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Health, Model
+from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Health, Model, ModelLoad
 
 REPLICAS = 4  # of every model, however large the fleet
 ROUNDS = 7
@@ -20,6 +20,7 @@ CALLS = 20_000
 DEVICES = 8  # of every node that a model may be placed on
 RESIDENTS = 20
 MIB = 24_000  # of every device
+KEY = 0x0123456789ABCDEF
 
 
 def fleet(nodes: int, models_per_node: int) -> Snapshot:
@@ -35,7 +36,9 @@ def fleet(nodes: int, models_per_node: int) -> Snapshot:
             1.0,
             1.1,
             models=[Model(model, status) for model, status in listed.items()],
-            health=Health(uptime_secs=1),
+            health=Health(
+                uptime_secs=1, models=[ModelLoad(model, in_flight=1) for model in listed]
+            ),
             discovery=Discovery([DeviceInfo(0, 24000)]),
         )
         node = Node(f"node-{number:04}", f"http://node-{number}:13131")
@@ -45,7 +48,7 @@ def fleet(nodes: int, models_per_node: int) -> Snapshot:
 
 def microseconds(snapshot: Snapshot, query: Query, expected: type) -> float:
     """The best of several rounds: what the decision costs when nothing else disturbs it."""
-    ledger = Ledger(in_flight={("node-0000", query.model): 3})
+    ledger = Ledger(in_flight={("node-0000", query.model): 1})
     assert isinstance(decide(query, snapshot, ledger, 1.0), expected)
     best = float("inf")
     for _ in range(ROUNDS):
@@ -100,13 +103,15 @@ def milliseconds(snapshot: Snapshot, profile: Profile, expected: type) -> float:
 def run(args: argparse.Namespace) -> None:
     """What a routing decision costs, over the sizes of the fleet."""
     print("decide: µs per decision (best of rounds; target: 5, and equal over the sizes)")
-    print(f"{'fleet':>16} {'replicas':>9} {'loaded':>8} {'not found':>10}")
+    print(f"{'fleet':>16} {'replicas':>9} {'in turn':>8} {'by key':>8} {'not found':>10}")
     for nodes, models in ((1, 1), (4, 20), (100, 20), (1000, 20)):
         snapshot = fleet(nodes, models)
         replicas = len(snapshot.replicas["model-0"])
-        loaded = microseconds(snapshot, Query("model-0"), Serve)
+        in_turn = microseconds(snapshot, Query("model-0"), Serve)
+        by_key = microseconds(snapshot, Query("model-0", affinity=lambda: KEY), Serve)
         missing = microseconds(snapshot, Query("nobody"), Refuse)
-        print(f"{nodes:>9} × {models:<4} {replicas:>9} {loaded:>8.2f} {missing:>10.2f}")
+        costs = f"{in_turn:>8.2f} {by_key:>8.2f} {missing:>10.2f}"
+        print(f"{nodes:>9} × {models:<4} {replicas:>9} {costs}")
     print()
     print(
         f"place: ms per placement, {DEVICES} devices and {RESIDENTS} models a node "

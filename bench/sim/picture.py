@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -43,7 +42,6 @@ class Picture:
             node = Node(name, f"http://{name}:13131", weight=machine.host.weight)
             snapshot = with_node(snapshot, node)
         self.snapshot = snapshot
-        self._sent: Counter[Key] = Counter()
         for name in machines:
             self.nudge(name)
             clock.every(
@@ -55,21 +53,21 @@ class Picture:
 
     def nudge(self, name: str) -> None:
         """Poll a node now."""
-        sent, counts = self.clock.now, {k: n for k, n in self._sent.items() if k[0] == name}
-        self.clock.after(TRIP, lambda: self._look(name, sent, counts))
+        sent = self.clock.now
+        self.clock.after(TRIP, lambda: self._look(name, sent))
 
-    def _look(self, name: str, sent: float, counts: dict[Key, int]) -> None:
+    def _look(self, name: str, sent: float) -> None:
         machine = self.machines[name]
         models, health, discovery = machine.models(), machine.health(), machine.discovery()
 
         def answer() -> None:
             now = self.clock.now
             seen = Observation(sent, now, models=models, health=health, discovery=discovery)
-            self._observe(name, seen, counts)
+            self._observe(name, seen)
 
         self.clock.after(TRIP, answer)
 
-    def _observe(self, name: str, seen: Observation, counts: dict[Key, int]) -> None:
+    def _observe(self, name: str, seen: Observation) -> None:
         snapshot, ledger = self.snapshot, self.ledger
         node = observed(snapshot.nodes[name], seen, snapshot.catalogue, unhealthy_after=3)
         self.polled[name] = seen.sent
@@ -77,10 +75,11 @@ class Picture:
         self._put(node)
         if all(known.polled for known in self.snapshot.nodes.values()):
             self.snapshot = msgspec.structs.replace(self.snapshot, settled=True)
-        for key in [key for key in ledger.since if key[0] == name]:
-            ledger.since[key] = self._sent[key] - counts.get(key, 0)
-            if not ledger.since[key]:
-                del ledger.since[key]
+        for model in node.models:
+            if ours := ledger.in_flight.get((name, model)):
+                ledger.counted[name, model] = ours
+            else:
+                ledger.counted.pop((name, model), None)
         for key, promise in list(ledger.promises.items()):
             if key[0] == name and promise.ended is not None and promise.ended <= seen.sent:
                 del ledger.promises[key]
@@ -115,8 +114,6 @@ class Picture:
         ledger = self.ledger
         ledger.in_flight[key] = ledger.in_flight.get(key, 0) + 1
         ledger.last_access[key] = self.clock.now
-        ledger.since[key] = ledger.since.get(key, 0) + 1
-        self._sent[key] += 1
 
     def release(self, key: Key) -> None:
         """It has ended."""
@@ -158,8 +155,8 @@ class Picture:
         """Of models that are there no more: when they come back it is as if for the first time."""
         for model in self.snapshot.nodes[node.name].models:
             if model not in node.models:
-                self.ledger.served.pop((node.name, model), None)
-                self.ledger.last_access.pop((node.name, model), None)
+                for kept in (self.ledger.served, self.ledger.last_access, self.ledger.counted):
+                    kept.pop((node.name, model), None)
 
     def _put(self, node: Node) -> None:
         self.snapshot = with_node(self.snapshot, node)

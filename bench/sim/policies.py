@@ -16,6 +16,7 @@ from cortexd import errors
 from cortexd.config.catalogue import Profile
 from cortexd.errors import Refusal
 from cortexd.fleet import placement, routing
+from cortexd.fleet.choice import hashed
 from cortexd.fleet.placement import NoPlacement, Placement
 from cortexd.fleet.residents import displaceable
 from cortexd.fleet.routing import Decision, Load, Query, Refuse, Serve, Wait
@@ -59,7 +60,8 @@ class Ours:
 
     def decide(self, turn: Turn, picture: Picture, now: float) -> Decision:
         """`cortexd.fleet.routing.decide`."""
-        query = Query(turn.model, tried=turn.tried)
+        key = hashed(turn.talk.encode())
+        query = Query(turn.model, affinity=lambda: key)
         return routing.decide(query, picture.snapshot, picture.ledger, now)
 
     def place(

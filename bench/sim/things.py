@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cortexd.config.catalogue import Profile
 
@@ -93,4 +93,3 @@ class Turn:
     passes: int = 0
     outcome: str | None = None
     code: str | None = None
-    tried: set[str] = field(default_factory=set)

@@ -18,6 +18,7 @@ from cortexd.control.entry import Patience
 from cortexd.control.refusals import load_failed
 from cortexd.control.registry import Lease, Registry
 from cortexd.errors import Refusal
+from cortexd.fleet.choice import score
 from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Ledger, Replica
 from cortexd.wire.neuron import LOADED, RELOADING, UNLOADED
@@ -133,7 +134,7 @@ class Dispatcher:
             except Refusal as refusal:
                 # No usable endpoint there: another replica may have one.
                 unusable = refusal
-                query = Query(query.model, {*query.tried, lease.key[0]})
+                query = msgspec.structs.replace(query, tried={*query.tried, lease.key[0]})
 
     async def _claimed(
         self, lease: Lease, decision: Decision, cold: bool, waited: float
@@ -162,9 +163,15 @@ class Dispatcher:
         decision = decide(query, registry.snapshot, registry.ledger, self.now())
         return decision.replica if isinstance(decision, Serve | Lazy) else None
 
-    def in_flight(self, replica: Replica) -> int:
-        """How many requests of ours are there."""
-        return self._registry.ledger.in_flight.get((replica.node, replica.model), 0)
+    def has_better(self, query: Query, route: RouteDecision) -> bool:
+        """Whether a request on `route` would be at least as well off where `query` leads."""
+        other = self.other(query)
+        if other is None:
+            return False
+        snapshot, ledger, now = self._registry.snapshot, self._registry.ledger, self.now()
+        return score(other, snapshot, ledger, now) <= score(
+            route.replica, snapshot, ledger, now, without=1
+        )
 
     def confirm(self, route: RouteDecision, *, served: bool) -> None:
         """Say how it went on a replica that had to reload: it is loaded now, or not after all."""
@@ -178,7 +185,11 @@ class Dispatcher:
             now = await self._endpoints.resolve(route.replica)
         except (EndpointMissing, Refusal):
             return None
-        return now if now != before else None
+        if now == before:
+            return None
+        # What refused the connection is not it any more.
+        self._registry.forgive(route.node, route.replica.model)
+        return now
 
 
 def _in_vain(model: str, ledger: Ledger) -> Refusal:

@@ -7,15 +7,16 @@ synchronous; only the waiters await.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
 from cortexd.control.events import Events, Kind
+from cortexd.control.statelog import StateLog
 from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.choice import is_over, is_suspect, worsened
 from cortexd.fleet.observe import Observation, forgotten, observed, told
 from cortexd.fleet.snapshot import (
     DEFAULT_POLICY,
@@ -26,27 +27,30 @@ from cortexd.fleet.snapshot import (
     Snapshot,
     with_node,
 )
-
-log = logging.getLogger(__name__)
+from cortexd.wire.neuron import LOADED
 
 
 class Lease:
     """One request's claim on a replica, from the choice to the last byte; released once."""
 
-    __slots__ = ("_ledger", "key")
+    __slots__ = ("_ledger", "_now", "key")
 
-    def __init__(self, ledger: Ledger, node: str, model: str) -> None:
+    def __init__(
+        self, ledger: Ledger, node: str, model: str, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.key = (node, model)
         self._ledger: Ledger | None = ledger
+        self._now = now
         ledger.in_flight[self.key] = ledger.in_flight.get(self.key, 0) + 1
-        ledger.last_access[self.key] = time.monotonic()
+        ledger.last_access[self.key] = now()
 
     def release(self) -> None:
         """Give the claim back; a second call does nothing."""
         ledger, self._ledger = self._ledger, None
         if ledger is None:
             return
-        ledger.last_access[self.key] = time.monotonic()
+        if self.key in ledger.last_access:  # else the model is gone, and what it left behind
+            ledger.last_access[self.key] = self._now()
         left = ledger.in_flight[self.key] - 1
         if left:
             ledger.in_flight[self.key] = left
@@ -57,7 +61,7 @@ class Lease:
 
 
 class Registry:
-    """The nodes of a configuration and what is known of them."""
+    """The nodes of a configuration and what is known of them. `now`: monotonic seconds."""
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Registry:
         *,
         unhealthy_after: int,
         policy: Policy = DEFAULT_POLICY,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         snapshot = Snapshot(catalogue=catalogue, policy=policy)
         for node in nodes:
@@ -74,6 +79,8 @@ class Registry:
         self.snapshot = msgspec.structs.replace(snapshot, settled=not snapshot.nodes)
         self.ledger = Ledger()
         self._events = events
+        self._state_log = StateLog()
+        self._now = now
         self._unhealthy_after = unhealthy_after
         self._changed: asyncio.Event = asyncio.Event()
 
@@ -83,11 +90,12 @@ class Registry:
         after = observed(
             before, seen, self.snapshot.catalogue, unhealthy_after=self._unhealthy_after
         )
-        _log_difference(before, after)
+        self._state_log.look(before, after, seen.received)
         if before.healthy != after.healthy:
             kind: Kind = "node_up" if after.healthy else "node_down"
             self._events.tell(kind, node=name, message=after.trouble)
         self._put(after)
+        self._keep_books(after, is_fresh=seen.health is not None)
         return after
 
     def tell(self, name: str, model: str, status: str) -> None:
@@ -114,7 +122,33 @@ class Registry:
 
     def lease(self, node: str, model: str) -> Lease:
         """Claim a replica for one request."""
-        return Lease(self.ledger, node, model)
+        return Lease(self.ledger, node, model, self._now)
+
+    def note_success(self, node: str, model: str) -> None:
+        """A replica has answered a request: what it failed before is forgiven."""
+        key, ledger = (node, model), self.ledger
+        if ledger.faults:
+            ledger.faults.pop(key, None)
+        if key not in ledger.served:
+            info = self.snapshot.nodes[node].models.get(model)
+            if info is not None and info.status == LOADED:
+                ledger.served[key] = self._now()
+
+    def note_fault(self, node: str, model: str, *, suspect: bool) -> bool:
+        """A replica has failed a request. suspect: it may fail any other as well.
+
+        Returns whether that is news.
+        """
+        if model not in self.snapshot.nodes[node].models:
+            return False
+        now, faults, key = self._now(), self.ledger.faults, (node, model)
+        before = faults.get(key)
+        faults[key] = worsened(before, now, suspect=suspect)
+        return suspect and not is_suspect(before, now)
+
+    def forgive(self, node: str, model: str) -> None:
+        """What failed was not that replica, or is not any more."""
+        self.ledger.faults.pop((node, model), None)
 
     @contextmanager
     def gate(self, node: str, model: str) -> Iterator[None]:
@@ -140,12 +174,40 @@ class Registry:
         if not after.settled and all(known.polled for known in after.nodes.values()):
             after = msgspec.structs.replace(after, settled=True)
         self.snapshot = after
+        self._drop_unloaded(before.nodes[node.name], node)
         if (
             after.replicas is not before.replicas
             or after.settled != before.settled
             or _is_routed_otherwise(before.nodes[node.name], node)
         ):
             self.wake()
+
+    def _keep_books(self, node: Node, *, is_fresh: bool) -> None:
+        """After a poll: which of our requests its report can have counted, and faults that are
+        history by now."""
+        ledger, now = self.ledger, self._now()
+        for model in node.models:
+            key = (node.name, model)
+            if is_fresh:
+                if (ours := ledger.in_flight.get(key)) is not None:
+                    ledger.counted[key] = ours
+                else:
+                    ledger.counted.pop(key, None)
+            if ledger.faults and (fault := ledger.faults.get(key)) and is_over(fault, now):
+                del ledger.faults[key]
+
+    def _drop_unloaded(self, before: Node, after: Node) -> None:
+        """What is remembered of a model ends with its stay."""
+        if before.models is after.models and before.epoch == after.epoch:
+            return
+        ledger = self.ledger
+        for model in before.models:
+            key, info = (after.name, model), after.models.get(model)
+            if info is None:
+                for kept in (ledger.counted, ledger.faults, ledger.last_access):
+                    kept.pop(key, None)
+            if info is None or info.status != LOADED or before.epoch != after.epoch:
+                ledger.served.pop(key, None)
 
     def wake(self) -> None:
         """Something that routing reads has changed, here or in the ledger."""
@@ -156,15 +218,3 @@ class Registry:
 
 def _is_routed_otherwise(before: Node, after: Node) -> bool:
     return before.is_available != after.is_available or before.hardware is not after.hardware
-
-
-def _log_difference(before: Node, after: Node) -> None:
-    if before.healthy != after.healthy:
-        if after.healthy:
-            log.info("node %s is up, with %d models", after.name, len(after.models))
-        else:
-            log.warning("node %s is down: %s", after.name, after.trouble)
-    elif after.trouble and after.trouble != before.trouble:
-        log.warning("node %s: %s", after.name, after.trouble)
-    if after.epoch != before.epoch:
-        log.warning("node %s has restarted", after.name)

@@ -87,9 +87,10 @@ class Turns:
     def _grant(self, key: Key, line: Line, unknown: int) -> None:
         """As many as there is room for; `unknown` when the node does not say."""
         count, (node, model) = unknown, key
-        health = self._registry.snapshot.nodes[node].health
+        snapshot = self._registry.snapshot
+        health, bare = snapshot.nodes[node].health, snapshot.catalogue.bare
         for load in (health and health.models) or ():
-            if load.id == model and load.max_in_flight:
+            if bare(load.id) == model and load.max_in_flight:
                 most = load.max_in_flight + (load.max_queue_depth or 0)
                 count = most - self._registry.ledger.in_flight.get(key, 0)
         line.grant(count, lambda: self._registry.lease(node, model))

@@ -6,6 +6,7 @@ that has just succeeded) is newer than any poll sent before it, and stands until
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -25,6 +26,7 @@ from cortexd.wire.neuron import (
 
 # seconds by which a node's uptime may lag behind our clock before it counts as restarted
 UPTIME_SLACK = 5.0
+MOST_REQUESTS = 1_000_000  # running or queued; a larger number is none
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -80,6 +82,7 @@ def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_a
         hardware=seen.discovery or hardware,
         health=health,
         health_at=seen.received if seen.health is not None else node.health_at,
+        busy=node.busy if seen.health is None else _busy(seen.health, models, catalogue),
         epoch=epoch,
         # An unchanged mapping keeps its identity: the index need not be looked at.
         models=node.models if models == node.models else MappingProxyType(models),
@@ -128,6 +131,17 @@ def _add_activation(models: dict[str, Model], health: Health | None) -> None:
         info = models.get(model)
         if info is None or info.status not in {LOADED, RELOADING}:
             _set_status(models, model, LOADING)
+
+
+def _busy(health: Health, models: Mapping[str, Model], catalogue: Catalogue) -> dict[str, int]:
+    """Requests that run or queue, of the models that are there."""
+    busy: dict[str, int] = {}
+    for load in health.models or ():
+        model = catalogue.bare(load.id)
+        counts = (load.in_flight or 0, load.queue_depth or 0)
+        if model in models and all(0 <= count <= MOST_REQUESTS for count in counts):
+            busy[model] = max(sum(counts), busy.get(model, 0))
+    return busy
 
 
 def _set_status(models: dict[str, Model], model: str, status: str) -> None:

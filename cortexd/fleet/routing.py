@@ -15,6 +15,7 @@ import msgspec
 
 from cortexd import errors
 from cortexd.errors import Refusal
+from cortexd.fleet.choice import Affinity, choose, no_affinity
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, glance, place
 from cortexd.fleet.snapshot import Ledger, Replica, Snapshot
@@ -22,10 +23,16 @@ from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
 
 
 class Query(msgspec.Struct, frozen=True):
-    """What is asked: a concrete model id, and the nodes that have failed this request already."""
+    """What is asked: a concrete model id, and the nodes that have failed this request already.
+
+    affinity: gives the key of what the request belongs to; asked only when replicas are equal.
+    turn: its number, for when there is no such key.
+    """
 
     model: str
     tried: Collection[str] = ()
+    affinity: Affinity = no_affinity
+    turn: int = 0
 
 
 class Serve(msgspec.Struct, frozen=True):
@@ -92,7 +99,9 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     ]
     if able:
         left = [r for r in able if r.node not in query.tried] if query.tried else able
-        return Serve(_choice(left, ledger)) if left else Refuse(_all_failed(model, able))
+        if not left:
+            return Refuse(_all_failed(model, able))
+        return Serve(choose(left, snapshot, ledger, now, query.affinity, query.turn))
     here = [replica for replica in replicas if nodes[replica.node].is_available]
     if not snapshot.settled:
         return Wait(model, "starting")
@@ -119,15 +128,6 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
             return Load(model, placed)
         nothing = placed
     return Refuse(_refusal(model, snapshot, replicas, stuck, nothing, now))
-
-
-def _choice(replicas: list[Replica], ledger: Ledger) -> Replica:
-    """Truly loaded ones first, then the one with the fewest of our requests, then by name."""
-    if len(replicas) == 1:
-        return replicas[0]
-    busy = ledger.in_flight.get
-    ranked = [(r.status != LOADED, busy((r.node, r.model), 0), r.node, r) for r in replicas]
-    return min(ranked)[3]
 
 
 def _roused(

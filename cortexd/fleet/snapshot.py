@@ -157,12 +157,13 @@ class FootprintKey(msgspec.Struct, frozen=True):
 class Ledger:
     """What only we know: our requests in flight, our loads under way, and those that failed.
 
-    Its owners write it (registry: `in_flight`, `last_access`, `gates`; load table: the others); a
+    Its owners write it (registry: `in_flight`, `last_access`, `gates`, `counted`,
+    `faults`, `served`; load table: the others); a
     decision only reads it. Keys are (node, model), except where it says so.
 
     loading: model → node.
     turns: where requests wait for their turn, and what to call when one that runs has ended.
-    since: how many requests were sent there since its node's last report.
+    counted: how many of our requests ran there when its node last reported how busy it is.
     promises: memory for loads under way. footprints: MiB that models were seen to take.
     served: when it first answered since it is resident; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
@@ -174,7 +175,7 @@ class Ledger:
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
     turns: dict[tuple[str, str], Callable[[], None]] = field(default_factory=dict)
     gates: dict[str, set[str]] = field(default_factory=dict)
-    since: dict[tuple[str, str], int] = field(default_factory=dict)
+    counted: dict[tuple[str, str], int] = field(default_factory=dict)
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
     promises: dict[tuple[str, str], Promise] = field(default_factory=dict)
     footprints: dict[FootprintKey, float] = field(default_factory=dict)

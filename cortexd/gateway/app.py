@@ -18,6 +18,7 @@ from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
+from cortexd.control.liveness import Liveness
 from cortexd.control.operator import Operator
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
@@ -157,7 +158,13 @@ class Gateway:
             self._access.write if self._access and config.gateway.access_log else None,
         )
         self._relay = Relay(
-            dispatcher, self._exchange, self.registry, self._accounting, config, self._tokens
+            dispatcher,
+            self._exchange,
+            self.registry,
+            self._accounting,
+            Liveness(self.registry, self._poller.nudge),
+            config,
+            self._tokens,
         )
         self._models = ModelBook(created=int(time.time()))
         self.metrics.registry.register(

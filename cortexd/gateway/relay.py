@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import count
 from typing import Final
 
 import msgspec
@@ -13,9 +14,11 @@ from aiohttp import web
 from cortexd import errors
 from cortexd.config.gateway import Config
 from cortexd.control.dispatch import Dispatcher, RouteDecision
+from cortexd.control.liveness import Liveness
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
+from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.bodies import Bodies, Hold
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
@@ -43,6 +46,7 @@ class Relay:
         exchange: Exchange,
         registry: Registry,
         accounting: Accounting,
+        liveness: Liveness,
         config: Config,
         tokens: Mapping[str, str],
     ) -> None:
@@ -50,6 +54,8 @@ class Relay:
         self._exchange = exchange
         self._registry = registry
         self._accounting = accounting
+        self._liveness = liveness
+        self._turns = count()
         self._config = config
         self._tokens = tokens
         self._bodies = Bodies(config.gateway.max_body, config.gateway.max_buffered)
@@ -114,6 +120,8 @@ class Relay:
             self._dispatcher,
             inbound.model or "",
             self._config.upstream.retries,
+            affinity=Affinity(inbound.request, inbound.path, body),
+            turn=next(self._turns),
             patience_for=self._config.loading.timeout,
         )
         first: RouteDecision | None = None
@@ -137,11 +145,15 @@ class Relay:
             except UpstreamFault as fault:
                 self._accounting.failed(route, str(fault.status or fault.what))
                 self._dispatcher.confirm(route, served=False)
+                self._liveness.failed(route.replica, fault)
                 if not await attempts.has_next(fault, route):
                     raise _refusal(fault, route) from fault
                 self._accounting.retried(fault.what)
             else:
                 self._dispatcher.confirm(route, served=carried.status < 500)
+                self._liveness.answered(
+                    route.replica, carried.status, is_whole=not carried.is_interrupted
+                )
                 return carried
             finally:
                 route.lease.release()

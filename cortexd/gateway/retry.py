@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from cortexd.control.dispatch import Dispatcher, RouteDecision
+from cortexd.control.liveness import BACK_PRESSURE
+from cortexd.fleet.choice import Affinity, no_affinity
 from cortexd.fleet.routing import Query
 from cortexd.proxy.answer import UpstreamFault
 
-# Statuses that say "not now": another replica may have a place.
-BACK_PRESSURE: Final = frozenset({429, 503})
 # Seconds after a request was sent within which a lost connection is taken for bad luck; later it
 # may be the prompt that kills engines, and that must not be carried to every one of them.
 RESEND_WITHIN: Final = 1.0
@@ -19,6 +21,8 @@ class Attempts:
     """What was tried for one request, and what may follow.
 
     retries: how many attempts may follow the first.
+    affinity, turn: what decides among replicas that are equal.
+    query: what to ask of routing.
     patience_for: seconds that a request which met a cold model may wait in all.
     since: when it arrived, loop time, once a node has turned it away though it had waited for its
         model: it goes back to its place in the line.
@@ -31,11 +35,14 @@ class Attempts:
         model: str,
         retries: int,
         *,
+        affinity: Affinity = no_affinity,
+        turn: int = 0,
         patience_for: float = 0.0,
     ) -> None:
         self._dispatcher = dispatcher
-        self._model = model
         self._tried: set[str] = set()
+        # It holds the set itself: what is tried later is in it, too.
+        self.query = Query(model, self._tried, affinity, turn)
         self._left = retries
         self._has_resent = False
         self._goes_back = False
@@ -43,11 +50,6 @@ class Attempts:
         self._until = self._began + patience_for
         self.since: float | None = None
         self.is_fresh = False
-
-    @property
-    def query(self) -> Query:
-        """What to ask of routing."""
-        return Query(self._model, self._tried)
 
     def declines(self, route: RouteDecision, status: int) -> bool:
         """Whether an answer with that status is given up, for a replica that is no busier or, after
@@ -59,11 +61,7 @@ class Attempts:
             return True
         if not self._left:
             return False
-        other = self._dispatcher.other(self._query_without(route))
-        if other is None:
-            return False
-        busy = self._dispatcher.in_flight
-        return busy(other) < busy(route.replica)  # ours counts there, so this is "no busier"
+        return self._dispatcher.has_better(self._query_without(route), route)
 
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
         """Whether another attempt may follow this fault; the attributes then say how."""
@@ -101,4 +99,4 @@ class Attempts:
         return route.is_cold_start and self._dispatcher.now() < self._until
 
     def _query_without(self, route: RouteDecision) -> Query:
-        return Query(self._model, {*self._tried, route.node})
+        return msgspec.structs.replace(self.query, tried={*self._tried, route.node})

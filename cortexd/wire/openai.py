@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from cortexd.wire.neuron import Cost, Limit
+
+_NOTHING: Final = msgspec.Raw(b"")
 
 
 class RequestView(msgspec.Struct, frozen=True):
@@ -17,6 +19,20 @@ class RequestView(msgspec.Struct, frozen=True):
 
     model: str
     stream: bool | None = None
+
+
+class PromptView(msgspec.Struct, frozen=True):
+    """Where a body has what its conversation begins with, unread: it may be anything.
+
+    `system` is Anthropic's, `instructions` and `input` are those of Responses.
+    """
+
+    prompt_cache_key: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    system: msgspec.Raw = _NOTHING
+    prompt: msgspec.Raw = _NOTHING
+    instructions: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
 
 
 class Error(msgspec.Struct, frozen=True):

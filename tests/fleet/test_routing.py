@@ -241,7 +241,7 @@ def test_where_it_is_being_unloaded_nothing_new_is_sent() -> None:
 
 def test_among_loaded_replicas_the_one_with_fewer_of_our_requests_is_chosen() -> None:
     snapshot = fleet(node("a", {"m": "loaded"}), node("b", {"m": "loaded"}))
-    assert goes_to(asked(snapshot, Ledger(in_flight={("a", "m"): 2, ("b", "m"): 1})))[1] == "b"
+    assert goes_to(asked(snapshot, Ledger(in_flight={("a", "m"): 3, ("b", "m"): 1})))[1] == "b"
 
 
 def test_a_node_we_woke_is_woken_again_rather_than_a_second_one() -> None:

@@ -1,0 +1,75 @@
+"""What the log says of how nodes are: a line a change, but no more of them than one can read.
+
+Only words are held back, never what they are about: events, metrics and routing know at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from cortexd.fleet.snapshot import Node
+
+log = logging.getLogger(__name__)
+
+PAUSE: Final = 1.0  # seconds between two lines about one node
+WINDOW: Final = 60.0  # seconds in which changes are counted
+MANY: Final = 6  # changes in that time: the node flaps
+CALM: Final = 10.0  # seconds without a change, until one that flaps has settled
+
+
+@dataclass(slots=True)
+class _Told:
+    """What has been said of a node. changes: when it went up or down lately."""
+
+    is_up: bool
+    trouble: str | None = None
+    at: float = float("-inf")
+    flaps: bool = False
+    changes: deque[float] = field(default_factory=deque)
+
+
+class StateLog:
+    """Remembers what it has said of each node; whatever that node then stays in is said, too."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, _Told] = {}
+
+    def look(self, before: Node, after: Node, now: float) -> None:
+        """Take in one poll, and say what is due. `now`: monotonic seconds."""
+        told = self._told.get(after.name)
+        if told is None:
+            told = self._told[after.name] = _Told(before.healthy)
+        if after.epoch != before.epoch:
+            log.warning("node %s has restarted", after.name)
+        changes = told.changes
+        if before.healthy != after.healthy:
+            changes.append(now)
+        while changes and changes[0] <= now - WINDOW:
+            changes.popleft()
+        has_settled = not changes or now - changes[-1] >= CALM
+        if told.flaps and not has_settled:
+            return
+        if len(changes) >= MANY and not has_settled:
+            told.flaps, told.at = True, now
+            log.warning(
+                "node %s has gone up and down %d times in the last minute; look at its network or "
+                "its process",
+                after.name,
+                len(changes) // 2,
+            )
+            return
+        if now - told.at < PAUSE:
+            return
+        if told.flaps or told.is_up != after.healthy:
+            told.at, told.flaps, told.is_up = now, False, after.healthy
+            if after.healthy:
+                log.info("node %s is up, with %d models", after.name, len(after.models))
+            else:
+                log.warning("node %s is down: %s", after.name, after.trouble)
+        elif after.trouble and after.trouble != told.trouble:
+            told.at = now
+            log.warning("node %s: %s", after.name, after.trouble)
+        told.trouble = after.trouble
