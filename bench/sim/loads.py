@@ -14,6 +14,7 @@ from bench.sim.policies import Policy
 from bench.sim.things import Turn
 from cortexd.fleet import memory
 from cortexd.fleet.placement import Placement
+from cortexd.fleet.promises import begun, freed, given_back, under_way
 from cortexd.fleet.residents import residents
 from cortexd.fleet.snapshot import Failure, Promise
 from cortexd.wire.neuron import LOADED, LOADING
@@ -77,8 +78,7 @@ class Loads:
     def look(self) -> None:
         """Something has changed: who makes room may go on."""
         for entry in list(self.entries.values()):
-            if self._policy.is_patient:
-                self._advance(entry)
+            self._advance(entry)
 
     def keep(self) -> None:
         """Bring back copies that the catalogue wants kept, where there is room."""
@@ -99,13 +99,10 @@ class Loads:
     def _begin(self, entry: Entry, placed: Placement) -> None:
         self.entries[entry.model] = entry
         self._stand(entry, placed)
-        if self._policy.is_patient:
-            self._advance(entry)
-        else:
-            self._evict(entry, placed.victims)
+        self._go_to(entry, placed)
 
     def _advance(self, entry: Entry) -> None:
-        """Of a patient policy: place it anew with every change, until nothing is in the way."""
+        """Place it anew with every change, until nothing is in the way."""
         picture, now = self._picture, self._clock.now
         for key, since in list(entry.leaving.items()):
             if since is not None and picture.polled[key[0]] >= since:
@@ -123,6 +120,9 @@ class Loads:
             return
         entry.insists = bool(placed.blockers) and self._may_insist(entry, placed.node)
         self._stand(entry, placed)
+        self._go_to(entry, placed)
+
+    def _go_to(self, entry: Entry, placed: Placement) -> None:
         if placed.blockers:
             if entry.insists:
                 self._gate_one(entry, placed.blockers)
@@ -141,7 +141,8 @@ class Loads:
 
     def _may_insist(self, entry: Entry, node: str) -> bool:
         """One at a time on a node, or large models would wait for ever: small ones come between."""
-        if self._clock.now < entry.began + self._picture.snapshot.policy.patience:
+        patience = self._picture.snapshot.policy.patience
+        if not self._policy.is_patient or self._clock.now < entry.began + patience:
             return False
         return not any(
             other.insists and other is not entry and other.placed.node == node
@@ -185,10 +186,13 @@ class Loads:
     def _unload(self, entry: Entry, key: Key) -> None:
         """Of a replica behind a gate."""
         picture, is_patient = self._picture, self._policy.is_patient
+        promises, seen_by = picture.ledger.promises, under_way(picture.ledger.promises, key[0])
         entry.leaving[key] = None
 
         def is_over(gone: bool) -> None:
             picture.nudge(key[0])
+            if gone:
+                promises.update(freed(promises, key, picture.held(key), seen_by))
             if gone and is_patient:
                 # It stays in the picture until its memory is free there: who looks for room
                 # meanwhile would find neither.
@@ -200,7 +204,7 @@ class Loads:
             if not entry.leaving and not is_patient:
                 self._load(entry)
 
-        picture.machines[key[0]].unload(key[1], is_patient, is_over)
+        picture.machines[key[0]].unload(key[1], not self._policy.kills, is_over)
 
     def _let_go(self, entry: Entry, key: Key) -> None:
         self._picture.open(key)
@@ -213,15 +217,15 @@ class Loads:
         entry.is_loading = True
         began = self._clock.now
         node = picture.snapshot.nodes[placed.node]
-        free = memory.before(node, picture.snapshot, picture.ledger, besides=entry.model)
-        before = {device: free[device] for device in placed.needs}
-        picture.ledger.promises[entry.key] = Promise(placed.needs, before=before)
+        ledger = picture.ledger
+        free = memory.before(node, picture.snapshot, ledger, besides=entry.model)
+        ledger.promises.update(begun(ledger.promises, entry.key, placed.needs, free))
 
         def is_over(words: str | None) -> None:
-            promise = picture.ledger.promises[entry.key]
-            picture.ledger.promises[entry.key] = msgspec.structs.replace(
-                promise, ended=self._clock.now
-            )
+            if words is not None:
+                ledger.promises.update(given_back(ledger.promises, entry.key))
+            ended = msgspec.structs.replace(ledger.promises[entry.key], ended=self._clock.now)
+            ledger.promises[entry.key] = ended
             picture.nudge(placed.node)
             if words is None:
                 picture.ledger.load_seconds[entry.key] = self._clock.now - began

@@ -145,6 +145,12 @@ class Picture:
         node = self.snapshot.nodes[key[0]]
         return not self.ledger.in_flight.get(key) and not node.busy.get(key[1])
 
+    def held(self, key: Key) -> dict[int, float]:
+        """Device → MiB that a resident model holds, by its node's last report."""
+        info = self.snapshot.nodes[key[0]].models[key[1]]
+        devices = info.devices or []
+        return {device: (info.vram_used_mb or 0.0) / len(devices) for device in devices}
+
     def free(self, name: str, devices: Iterable[int]) -> dict[int, float]:
         """MiB free on these devices, by the node's last report."""
         health = self.snapshot.nodes[name].health

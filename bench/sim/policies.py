@@ -27,12 +27,13 @@ from cortexd.wire.neuron import LOADED, LOADING, LoadRequest
 class Policy(Protocol):
     """Where a request goes, and where a model does.
 
-    is_patient: waits for what works until it has ended, and for freed memory until it is reported;
-    otherwise what must go is unloaded at once.
+    is_patient: waits for freed memory until it is reported, and insists on room after a while.
+    kills: unloads models that work.
     """
 
     name: str
     is_patient: bool
+    kills: bool
 
     def decide(self, turn: Turn, picture: Picture, now: float) -> Decision:
         """What happens to a request."""
@@ -57,6 +58,7 @@ class Ours:
 
     name = "cortexd"
     is_patient = True
+    kills = False
 
     def decide(self, turn: Turn, picture: Picture, now: float) -> Decision:
         """`cortexd.fleet.routing.decide`."""
@@ -95,13 +97,13 @@ class Ours:
 class Simple:
     """What the simple policies have in common. They differ in `choose` and `host`.
 
-    They know what a host reported to be free, make room by unloading the least recently used
-    models, those that work last, and put a model on the devices with most free.
+    They know what a host reported to be free, make room by unloading the least recently used of
+    the idle models, wait if that is not enough, and put a model on the devices with most free.
     """
 
     name = ""
     is_patient = False
-    counts_memory = True
+    kills = False
 
     def choose(self, replicas: Sequence[Replica], picture: Picture) -> Replica:
         """The replica for a request."""
@@ -160,20 +162,18 @@ class Simple:
 
     def relief(self, model: str, placed: Placement, picture: Picture) -> tuple[str, ...]:
         """The least recently used one."""
-        return _least_recent(placed, picture, working=True)[:1]
+        return _least_recent(placed, picture, working=self.kills)[:1]
 
     def _on(self, profile: Profile, node: Node, picture: Picture) -> Placement:
-        spec = placement.load_request(profile, node.hardware)
-        if not self.counts_memory:
-            return Placement(node.name, spec)
         hardware = node.hardware
         fitting = placement.fitting_devices(profile, hardware) if hardware else []
         free = picture.free(node.name, [device.index for device in fitting])
         best = sorted(sorted(free, key=lambda at: -free[at])[: profile.min_devices])
-        spec = LoadRequest(spec.model_id, spec.harness, devices=best)
+        spec = LoadRequest(profile.id, profile.harness, devices=best)
         share = (profile.vram_mb or 0) / profile.min_devices
         placed = Placement(node.name, spec, dict.fromkeys(best, share))
         victims: list[str] = []
+        blockers: list[str] = []
         for model in _least_recent(placed, picture, working=True):
             if all(free[device] >= share for device in best):
                 break
@@ -181,18 +181,19 @@ class Simple:
             devices = info.devices or []
             if not any(free.get(device, share) < share for device in devices):
                 continue
-            victims.append(model)
+            (victims if picture.is_idle((node.name, model)) else blockers).append(model)
             for device in devices:
                 if device in free:
                     free[device] += (info.vram_used_mb or 0) / len(devices)
-        return Placement(node.name, spec, placed.needs, tuple(victims))
+        return Placement(node.name, spec, placed.needs, tuple(victims), tuple(blockers))
 
 
 class Basic(Simple):
-    """The first node by name, the first replica, nothing known of memory."""
+    """The first node by name, its first devices, the first replica. Nothing is known of memory:
+    when a load fails the least recently used model goes, idle ones first, and it is tried again."""
 
     name = "first by name"
-    counts_memory = False
+    kills = True
 
     def choose(self, replicas: Sequence[Replica], picture: Picture) -> Replica:
         """The first one."""
@@ -201,6 +202,9 @@ class Basic(Simple):
     def host(self, nodes: Sequence[Node], picture: Picture) -> Node:
         """The first one."""
         return nodes[0]
+
+    def _on(self, profile: Profile, node: Node, picture: Picture) -> Placement:
+        return Placement(node.name, placement.load_request(profile, node.hardware))
 
 
 class RoundRobin(Simple):
