@@ -163,6 +163,9 @@ class Metrics:
         self.load_duration = histogram(
             "load_duration_seconds", "Duration of cold loads that succeeded.", _LONG, "model"
         )
+        self.evictions = counter(
+            "evictions", "Models unloaded, by what for.", "model", "node", "reason"
+        )
         self.polls = counter("polls", "Rounds of polling, by result.", "node", "result")
 
     def used(self, model: str, node: str, usage: Usage | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Final
 
 from cortexd import errors
@@ -19,8 +19,9 @@ from cortexd.control.entry import Entry, Patience
 from cortexd.control.events import Events
 from cortexd.control.lifecycle import Event, State
 from cortexd.control.line import Line
+from cortexd.control.loader import Loader
 from cortexd.control.poller import Poller
-from cortexd.control.refusals import recovering, shutting_down, still_loading
+from cortexd.control.refusals import no_room_in_time, recovering, shutting_down, still_loading
 from cortexd.control.registry import Lease, Registry
 from cortexd.control.turns import Turns, now
 from cortexd.daemon.tasks import Tasks
@@ -29,8 +30,8 @@ from cortexd.fleet.placement import Placement
 from cortexd.fleet.routing import Load, Query, Serve, Wait, decide
 from cortexd.fleet.snapshot import Failure, Node, Replica
 from cortexd.metrics import Metrics
-from cortexd.nodes.client import NeuronClient, NodeError
-from cortexd.wire.neuron import LOADED, LOADING, RELOADING
+from cortexd.nodes.client import NodeError
+from cortexd.wire.neuron import LOADED
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ TICK: Final = 0.5  # seconds between two looks at deadlines and progress
 STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
 
 _AT_IT: Final = frozenset({State.LOADING, State.TIMED_OUT})  # as far as the node is concerned
-_ON_ITS_WAY: Final = frozenset({LOADED, LOADING, RELOADING})
 
 
 class LoadTable:
@@ -54,7 +54,7 @@ class LoadTable:
     def __init__(
         self,
         registry: Registry,
-        clients: Mapping[str, NeuronClient],
+        loader: Loader,
         poller: Poller,
         metrics: Metrics,
         events: Events,
@@ -63,7 +63,7 @@ class LoadTable:
         max_waiting: int,
     ) -> None:
         self._registry = registry
-        self._clients = clients
+        self._loader = loader
         self._poller = poller
         self._metrics = metrics
         self._events = events
@@ -149,8 +149,10 @@ class LoadTable:
 
     # What operators ask for (`control.operator`).
 
-    def join(self, decision: Load | Wait) -> Entry:
+    def join(self, decision: Load | Wait, *, unasked: bool = False) -> Entry:
         """What is under way for a model; what the decision asks for when nothing is.
+
+        unasked: for a copy that is kept, not for a request.
 
         Raises Refusal once the gateway is closing.
         """
@@ -159,7 +161,7 @@ class LoadTable:
         if entry is not None:
             return entry
         if isinstance(decision, Load):
-            return self._load(decision.placement, decision.model)
+            return self._load(decision.placement, decision.model, unasked=unasked)
         return self._watch(decision)
 
     def ours(self, model: str) -> Entry | None:
@@ -197,11 +199,12 @@ class LoadTable:
 
     # Jobs.
 
-    def _load(self, placement: Placement, model: str) -> Entry:
-        entry = Entry(model, placement.node, now() + self._timeout, is_ours=True)
-        entry.epoch = self._registry.snapshot.nodes[placement.node].epoch
+    def _load(self, placement: Placement, model: str, *, unasked: bool) -> Entry:
+        deadline = now() + self._timeout
+        entry = Entry(model, placement.node, deadline, is_ours=True, is_unasked=unasked)
         self._loads[model] = entry
         self._registry.ledger.loading[model] = placement.node
+        self._loader.reserve(model, placement)
         return self._spawn(entry, self._do_load(entry, placement))
 
     def _watch(self, wait: Wait) -> Entry:
@@ -227,38 +230,29 @@ class LoadTable:
         if self._loads.get(entry.model) is entry:
             del self._loads[entry.model]
             del self._registry.ledger.loading[entry.model]
+            self._loader.release(entry)
             self._registry.wake()
 
     async def _do_load(self, entry: Entry, placement: Placement) -> None:
-        model, node = entry.model, placement.node
         entry.happens(Event.STARTED)
-        entry.happens(Event.PLACED)
-        log.info("loading %r on %s", model, node)
-        self._events.tell("load_started", node=node, model=model)
         try:
-            if await self._clients[node].load(placement.spec) != LOADED:
-                await self._wait_resident(node, model)
+            await self._loader.bring(entry, placement, lambda node: self._moves(entry, node))
         except NodeError as error:
             self._fail(entry, str(error))
+        except Refusal as refusal:
+            self._settle(entry)
+            self._end(entry, Event.FAULT, refusal)
         else:
             self._succeed(entry)
-        self._poller.nudge(node)
+        self._poller.nudge(entry.node or "")
 
-    async def _wait_resident(self, node: str, model: str) -> None:
-        """Watch /models of a node that took note of a load; raises NodeError when it is lost."""
-        self._registry.tell(node, model, LOADING)
-        while True:
-            await self._registry.wait_changed()
-            info = self._registry.snapshot.nodes[node].models.get(model)
-            if info is None or info.status not in _ON_ITS_WAY:
-                words = info.error if info and info.error else "the load has vanished"
-                raise NodeError(words)
-            if info.status != LOADING:
-                return
+    def _moves(self, entry: Entry, node: str) -> None:
+        entry.node = self._registry.ledger.loading[entry.model] = node
 
     def _succeed(self, entry: Entry) -> None:
         model, node = entry.model, entry.node or ""
         took = now() - entry.began
+        self._registry.ledger.load_seconds[node, model] = took
         log.info("loaded %r on %s in %.1f s", model, node, took)
         self._registry.ledger.failures.pop((node, model), None)
         self._settle(entry)
@@ -373,6 +367,10 @@ class LoadTable:
     def _be_late(self, entry: Entry) -> None:
         """A time-out is no failure: the load is the node's, and goes on."""
         model, node = entry.model, entry.node
+        if entry.state is State.MAKING_ROOM:
+            self._end(entry, Event.LATE, no_room_in_time(model, self._timeout))
+            entry.stop()
+            return
         if not entry.is_ours:
             refusal = (
                 recovering(model, node) if self._recovers(model) else still_loading(model, node)

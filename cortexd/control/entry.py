@@ -28,14 +28,24 @@ class Entry:
     """One load, or one watch over what others do, and those who wait for it.
 
     node: where; None while that is not known. deadline: loop time. stage, fraction: how far it is,
-        in the node's words. is_ours: we asked for it. refusal: what it ended with, if with one.
+        in the node's words. is_ours: we asked for it. is_unasked: for a copy that
+        is kept, not for a request. refusal: what it ended with, if with one.
     """
 
-    def __init__(self, model: str, node: str | None, deadline: float, *, is_ours: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        node: str | None,
+        deadline: float,
+        *,
+        is_ours: bool,
+        is_unasked: bool = False,
+    ) -> None:
         self.model = model
         self.node = node
         self.deadline = deadline
         self.is_ours = is_ours
+        self.is_unasked = is_unasked
         self.state = State.QUEUED
         self.line = Line()
         self.began = self.moved = now()
@@ -59,6 +69,11 @@ class Entry:
         self.state = after(self.state, event)
         if self.has_ended:
             self._over.set()
+
+    def begins(self, epoch: int) -> None:
+        """Its node, which has restarted so often, is asked to load it. Raises IllegalTransition."""
+        self.epoch, self.began, self.moved = epoch, now(), now()
+        self.happens(Event.PLACED)
 
     def stop(self) -> None:
         """End the job, whatever it is at."""

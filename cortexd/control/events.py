@@ -12,7 +12,15 @@ import msgspec
 
 BACKLOG: Final = 1000  # events that a listener may be behind; one that is further behind is let go
 
-Kind = Literal["load_started", "load_progress", "load_ready", "load_failed", "node_up", "node_down"]
+Kind = Literal[
+    "load_started",
+    "load_progress",
+    "load_ready",
+    "load_failed",
+    "evicted",
+    "node_up",
+    "node_down",
+]
 
 
 class FleetEvent(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,7 +7,6 @@ is an operator's alone is naming the node, and being told of the end without sta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -15,28 +14,23 @@ import msgspec
 from cortexd import errors
 from cortexd.control.coldload import LoadTable
 from cortexd.control.lifecycle import State
-from cortexd.control.poller import Poller
 from cortexd.control.refusals import load_failed, still_loading
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
-from cortexd.daemon.tasks import Tasks
+from cortexd.control.unloads import Unloads
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement, infeasibility, load_request
 from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Wait, decide
 from cortexd.fleet.snapshot import Node
-from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import (
     LOADED,
     LOADING,
     RECOVERING,
     RELOADING,
-    UNLOADED,
     LoadRequest,
-    UnloadRequest,
 )
 
 CANDIDATES: Final = 2  # nodes that are tried, one after the other, when none is named
-UNLOAD_WITHIN: Final = 30.0  # seconds for a node to unload a model or to cancel its load
 
 _COMING: Final = frozenset({LOADING, RELOADING, RECOVERING})
 
@@ -55,18 +49,14 @@ class Operator:
         self,
         registry: Registry,
         table: LoadTable,
-        clients: Mapping[str, NeuronClient],
-        poller: Poller,
+        unloads: Unloads,
         *,
         timeout: float,
     ) -> None:
         self._registry = registry
         self._table = table
-        self._clients = clients
-        self._poller = poller
+        self._unloads = unloads
         self._timeout = timeout
-        self._tasks = Tasks()
-        self._unloads: dict[tuple[str, str], asyncio.Task[Refusal | None]] = {}
 
     async def load(self, name: str, node: str | None = None) -> Loaded:
         """Have a model resident: on `node`, or where routing would put it.
@@ -102,18 +92,13 @@ class Operator:
         if entry is not None and entry.node is not None:
             there.add(entry.node)
         names = sorted(there if node is None else there & {node})
-        tasks = [self._begin_unload(model, each, force) for each in names]
-        ends = await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+        ends = await asyncio.gather(*(self._unload(model, each, force=force) for each in names))
         gone = [each for each, end in zip(names, ends, strict=True) if end is None]
         for refusal in ends:
             if refusal is not None:
                 also = f" It was unloaded on {', '.join(gone)}." if gone else ""
                 raise Refusal(refusal.kind, refusal.message + also)
         return gone
-
-    async def close(self) -> None:
-        """Let go of what still runs."""
-        await self._tasks.close()
 
     # Loading.
 
@@ -214,47 +199,16 @@ class Operator:
 
     # Unloading.
 
-    def _begin_unload(self, model: str, node: str, force: bool) -> asyncio.Task[Refusal | None]:
-        """A task, since what was begun is brought to its end, though its caller leaves; the one
-        that is under way, since a second one could meet a load that was begun in between."""
-        key = (model, node)
-        if key not in self._unloads:
-            work = self._unload(model, node, force)
-            task = self._unloads[key] = self._tasks.spawn(f"unload {model} on {node}", work)
-            task.add_done_callback(lambda _: self._unloads.pop(key))
-        return self._unloads[key]
+    async def _unload(self, model: str, node: str, *, force: bool) -> Refusal | None:
+        def cancel() -> bool:
+            entry = self._table.ours(model)
+            if entry is None or entry.node != node:
+                return False
+            self._table.cancel(entry)
+            return True  # nothing is at work there yet
 
-    async def _unload(self, model: str, node: str, force: bool) -> Refusal | None:
-        """None when it is gone."""
-        entry = self._table.ours(model)
-        is_ours = entry is not None and entry.node == node
-        if not (force or is_ours) and (busy := self._registry.ledger.in_flight.get((node, model))):
-            return _busy(model, node, f"{busy} of its requests are answered there")
-        with self._registry.gate(node, model):
-            if entry is not None and is_ours:
-                self._table.cancel(entry)
-                force = True  # nothing is at work there yet
-            return await self._unload_gated(model, node, force)
-
-    async def _unload_gated(self, model: str, node: str, force: bool) -> Refusal | None:
-        request = UnloadRequest(model, if_idle=None if force else True)
-        try:
-            await self._clients[node].unload(request, UNLOAD_WITHIN)
-        except NodeError as error:
-            if error.status == 409:
-                return _busy(model, node, str(error))
-            if error.status != 404:  # that it is not there is what was wanted
-                return Refusal(
-                    errors.UNLOAD_FAILED,
-                    f"The node {node} did not unload {model!r}: {error}. Try again.",
-                )
-        # A node that does not list it by itself lists it no more; its next poll says which it is.
-        if model in self._registry.snapshot.catalogue.profiles:
-            self._registry.forget(node, model)
-        else:
-            self._registry.tell(node, model, UNLOADED)
-        self._poller.nudge(node)
-        return None
+        words = "an operator asked for it"
+        return await self._unloads.unload(node, model, "operator", words, force=force, first=cancel)
 
     def _check_node(self, node: str | None) -> None:
         nodes = self._registry.snapshot.nodes
@@ -264,14 +218,6 @@ class Operator:
                 f"No node is called {node!r}; there is {', '.join(sorted(nodes)) or 'none'}.",
                 param="node",
             )
-
-
-def _busy(model: str, node: str, words: str) -> Refusal:
-    return Refusal(
-        errors.BUSY,
-        f"The model {model!r} is at work on {node}: {words}. Try again when it is idle, or force "
-        "it.",
-    )
 
 
 def _not_found(model: str, node: str = "no node") -> Refusal:

@@ -25,6 +25,15 @@ def recovering(model: str, node: str | None) -> Refusal:
     )
 
 
+def no_room_in_time(model: str, timeout: float) -> Refusal:
+    """What stands in its way worked all the time."""
+    return Refusal(
+        errors.NO_ROOM,
+        f"There was no room for the model {model!r} within {timeout:g} s: what stands in its way "
+        "is at work. Try again later.",
+    )
+
+
 def load_failed(model: str, failed: Mapping[str, Failure], advice: str) -> Refusal:
     """Every node that was asked says why not. `advice`: a sentence on what to do next."""
     words = "; ".join(f"{node} says {failure.message}" for node, failure in failed.items())

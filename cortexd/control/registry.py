@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -83,6 +84,11 @@ class Registry:
         self._now = now
         self._unhealthy_after = unhealthy_after
         self._changed: asyncio.Event = asyncio.Event()
+        self._polled: dict[str, asyncio.Event] = {}
+        self._sent: dict[str, float] = {}  # the last poll of each node that came back
+        self._gates: Counter[tuple[str, str]] = Counter()
+        # Told of every observation, when it has been taken in.
+        self.watchers: list[Callable[[str, Observation], None]] = []
 
     def observe(self, name: str, seen: Observation) -> Node:
         """Take in one poll of a node; returns the node as it now stands."""
@@ -96,6 +102,11 @@ class Registry:
             self._events.tell(kind, node=name, message=after.trouble)
         self._put(after)
         self._keep_books(after, is_fresh=seen.health is not None)
+        self._sent[name] = seen.sent
+        for watcher in self.watchers:
+            watcher(name, seen)
+        if (waiting := self._polled.pop(name, None)) is not None:
+            waiting.set()
         return after
 
     def tell(self, name: str, model: str, status: str) -> None:
@@ -152,22 +163,33 @@ class Registry:
 
     @contextmanager
     def gate(self, node: str, model: str) -> Iterator[None]:
-        """Send nothing new to a replica while it is unloaded; who wants it waits, and decides
-        again after. One gate at a time before a replica."""
-        gates = self.ledger.gates.setdefault(model, set())
-        gates.add(node)
+        """Send nothing new to a replica that is unloaded or is going to be; who wants it waits,
+        and decides again after. Several may hold it; the last one opens it."""
+        self._gates[node, model] += 1
+        self.ledger.gates.setdefault(model, set()).add(node)
         self.wake()
         try:
             yield
         finally:
-            gates.discard(node)
-            if not gates:
-                del self.ledger.gates[model]
-            self.wake()
+            self._gates[node, model] -= 1
+            if not self._gates[node, model]:
+                del self._gates[node, model]
+                self.ledger.gates[model].discard(node)
+                if not self.ledger.gates[model]:
+                    del self.ledger.gates[model]
+                self.wake()
 
     async def wait_changed(self) -> None:
         """Until anything that routing reads has changed."""
         await self._changed.wait()
+
+    async def wait_polled(self, name: str, since: float) -> None:
+        """Until a next observation of a node comes in, good or bad, that was not sent before
+        `since`."""
+        while True:
+            await self._polled.setdefault(name, asyncio.Event()).wait()
+            if self._sent[name] >= since:
+                return
 
     def _put(self, node: Node) -> None:
         before, after = self.snapshot, with_node(self.snapshot, node)
@@ -204,7 +226,12 @@ class Registry:
         for model in before.models:
             key, info = (after.name, model), after.models.get(model)
             if info is None:
-                for kept in (ledger.counted, ledger.faults, ledger.last_access):
+                for kept in (
+                    ledger.counted,
+                    ledger.faults,
+                    ledger.last_access,
+                    ledger.load_seconds,
+                ):
                     kept.pop(key, None)
             if info is None or info.status != LOADED or before.epoch != after.epoch:
                 ledger.served.pop(key, None)

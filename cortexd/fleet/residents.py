@@ -24,6 +24,7 @@ class Resident(msgspec.Struct, frozen=True):
     last_use: monotonic seconds of its last request through us; 0: never.
     busy: requests run there, or wait for their turn.
     kept: why it may not be unloaded now, whoever wants to; None: nothing is against it.
+    is_spared: it would not leave a moment ago, and is not asked again so soon.
     """
 
     node: str
@@ -34,6 +35,7 @@ class Resident(msgspec.Struct, frozen=True):
     last_use: float = 0.0
     busy: bool = False
     kept: str | None = None
+    is_spared: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -75,7 +77,10 @@ def residents(
             kept = _preferred(key, profile, snapshot, ledger, now)
         priority = profile.priority if profile is not None else DEFAULT_PRIORITY
         last_use = ledger.last_access.get(key, 0.0)
-        found.append(Resident(node.name, model, on, mb, priority, last_use, bool(busy), kept))
+        spared = ledger.spared.get(key, 0.0) > now
+        found.append(
+            Resident(node.name, model, on, mb, priority, last_use, bool(busy), kept, spared)
+        )
     for model, devices in promised.items():  # loads that the node does not show yet
         profile = snapshot.catalogue.profiles.get(model)
         on, mb = _promised(devices)
@@ -88,7 +93,11 @@ def residents(
 
 def may_displace(profile: Profile, resident: Resident) -> bool:
     """Whether a newcomer's class allows it; equals may, that is a swap."""
-    return resident.model != profile.id and resident.priority <= profile.priority
+    return (
+        resident.model != profile.id
+        and resident.priority <= profile.priority
+        and not resident.is_spared
+    )
 
 
 def displaceable(
@@ -129,6 +138,8 @@ def _kept(
         return "eviction is turned off"
     if status != LOADED:
         return f"it is {status}"
+    if ledger.spared.get(key, 0.0) > now:
+        return "it would not leave a moment ago"
     if (served := ledger.served.get(key)) is not None:
         left = served + least_residency(key, snapshot, ledger) - now
         if left > 0:

@@ -8,7 +8,7 @@ own replicas, whatever the size of the fleet.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -127,7 +127,7 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         if isinstance(placed, Placement):
             return Load(model, placed)
         nothing = placed
-    return Refuse(_refusal(model, snapshot, replicas, stuck, nothing, now))
+    return Refuse(refusal(model, snapshot, nothing, now, stuck))
 
 
 def _roused(
@@ -153,15 +153,18 @@ def _roused(
     return min(fitting)[2] if fitting else None
 
 
-def _refusal(
+def refusal(
     model: str,
     snapshot: Snapshot,
-    replicas: tuple[Replica, ...],
-    stuck: list[Replica],
     nothing: NoPlacement | None,
     now: float,
+    stuck: Sequence[Replica] = (),
 ) -> Refusal:
-    """Why nothing serves it; the order of the checks is part of the interface."""
+    """Why nothing serves it; the order of the checks is part of the interface.
+
+    nothing: why it can't be placed; None: it is not in the catalogue. stuck: replicas that are
+    resident but can't answer.
+    """
     nodes = snapshot.nodes
     if not nodes:
         return Refusal(
@@ -177,7 +180,7 @@ def _refusal(
             + ". Start a neuron or check the network; requests are served as soon as one answers.",
         )
     away = dict(nothing.asleep) if nothing else {}
-    for replica in replicas:
+    for replica in snapshot.replicas.get(model, ()):
         node = nodes[replica.node]
         if not node.is_available:
             away.setdefault(node.name, "draining" if node.healthy else "unhealthy")

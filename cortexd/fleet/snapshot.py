@@ -165,6 +165,7 @@ class Ledger:
     turns: where requests wait for their turn, and what to call when one that runs has ended.
     counted: how many of our requests ran there when its node last reported how busy it is.
     promises: memory for loads under way. footprints: MiB that models were seen to take.
+    spared: who would not leave, and until when nobody asks again.
     served: when it first answered since it is resident; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
     """
@@ -179,6 +180,7 @@ class Ledger:
     faults: dict[tuple[str, str], Fault] = field(default_factory=dict)
     promises: dict[tuple[str, str], Promise] = field(default_factory=dict)
     footprints: dict[FootprintKey, float] = field(default_factory=dict)
+    spared: dict[tuple[str, str], float] = field(default_factory=dict)
     served: dict[tuple[str, str], float] = field(default_factory=dict)
     load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 

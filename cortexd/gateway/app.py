@@ -19,9 +19,14 @@ from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
 from cortexd.control.liveness import Liveness
+from cortexd.control.loader import Loader
 from cortexd.control.operator import Operator
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
+from cortexd.control.reservations import Reservations
+from cortexd.control.residents import Residents
+from cortexd.control.room import Room
+from cortexd.control.unloads import Unloads
 from cortexd.daemon.access import AccessLog
 from cortexd.daemon.resolver import Resolver
 from cortexd.errors import Kind, Refusal
@@ -132,9 +137,12 @@ class Gateway:
             for neuron in config.neurons
         }
         self._poller = Poller(self.registry, clients, config.polling, self.metrics)
+        self._unloads = Unloads(self.registry, clients, self._poller, self.metrics, self._events)
+        reservations = Reservations(self.registry)
+        room = Room(self.registry, self._unloads, reservations)
         self.table = LoadTable(
             self.registry,
-            clients,
+            Loader(self.registry, clients, self._events, room, reservations),
             self._poller,
             self.metrics,
             self._events,
@@ -142,8 +150,9 @@ class Gateway:
             max_waiting=config.loading.max_waiting,
         )
         self._operator = Operator(
-            self.registry, self.table, clients, self._poller, timeout=config.loading.timeout
+            self.registry, self.table, self._unloads, timeout=config.loading.timeout
         )
+        self._residents = Residents(self.registry, self.table, self._unloads)
         self._endpoints = Endpoints(
             self.registry,
             clients,
@@ -183,6 +192,7 @@ class Gateway:
             raise
         self._poller.start()
         self.table.start()
+        self._residents.start()
         self._ready = True
 
     async def close(self) -> None:
@@ -190,11 +200,12 @@ class Gateway:
         self._ready = False
         for listener in self._listeners:
             listener.server.leave()
+        await self._residents.close()
         await self._poller.close()
         await self.table.close()
         self._events.close()
         await asyncio.gather(*(listener.close() for listener in self._listeners))
-        await self._operator.close()
+        await self._unloads.close()
         await self._endpoints.close()
         await self._exchange.close()
         await self._session.close()

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
+import pytest
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
+from cortexd.control.dispatch import Dispatcher, RouteDecision
+from cortexd.control.events import Events
+from cortexd.control.registry import Registry
+from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.observe import Observation
+from cortexd.fleet.routing import Query
+from cortexd.fleet.snapshot import Node
+from cortexd.wire.neuron import Health, Model, ModelLoad
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import running_fleet
 from tests.waiting import until
@@ -68,3 +78,42 @@ async def test_a_model_that_turns_out_not_to_be_there_is_loaded_anew() -> None:
         answer = await fleet.ask()
         assert (answer.status, answer.headers["x-cortex-route"]) == (200, "cold")
         assert len(fleet.loads("a")) == 1
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "reported", "weight", "expected"),
+    [
+        (1, 0, 0, 1.0, True),
+        (1, 1, 0, 1.0, False),
+        (3, 2, 0, 1.0, True),
+        (3, 3, 0, 1.0, False),
+        (3, 0, 3, 1.0, False),
+        (3, 4, 0, 2.0, True),
+    ],
+    ids=[
+        "as idle as the first would be",
+        "busier",
+        "as busy as the first would be without us",
+        "as busy as the first is with us",
+        "busy with the requests of others",
+        "busier, and stronger",
+    ],
+)
+async def test_another_replica_is_better_by_its_score(
+    mine: int, other: int, reported: int, weight: float, expected: bool
+) -> None:
+    nodes = [Node("a", "http://a"), Node("b", "http://b", weight=weight)]
+    registry = Registry(nodes, Catalogue(), Events(), unhealthy_after=3)
+    dispatcher = Dispatcher(registry, cast(Any, None), cast(Any, None))
+    now = dispatcher.now()
+    for name, count in (("a", 0), ("b", reported)):
+        health = Health(models=[ModelLoad("m", in_flight=count)])
+        registry.observe(name, Observation(now, now, models=[Model("m", "loaded")], health=health))
+    leases = [registry.lease("a", "m") for _ in range(mine)]
+    for _ in range(other):
+        registry.lease("b", "m")
+    replica = registry.replica("a", "m")
+    assert replica is not None
+    route = RouteDecision(replica, "http://a", "loaded", leases[0])
+    assert dispatcher.has_better(Query("m", {"a"}), route) is expected
+    assert not dispatcher.has_better(Query("m", {"a", "b"}), route)

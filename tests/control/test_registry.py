@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 import pytest
 
@@ -10,16 +9,25 @@ from cortexd.control.registry import Registry
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
 from cortexd.fleet.snapshot import Node
-from cortexd.wire.neuron import Model
+from cortexd.wire.neuron import Health, Model, ModelLoad
 
 
-def registry(*names: str) -> Registry:
+class Clock:
+    """Monotonic seconds that a test turns forward."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def registry(*names: str, now: Clock | None = None) -> Registry:
     nodes = [Node(name, f"http://{name}") for name in names]
-    return Registry(nodes, Catalogue(), Events(), unhealthy_after=1)
+    return Registry(nodes, Catalogue(), Events(), unhealthy_after=1, now=now or Clock())
 
 
-def seen(*models: Model) -> Observation:
-    return Observation(1.0, 1.1, models=list(models))
+def seen(*models: Model, health: Health | None = None) -> Observation:
+    return Observation(1.0, 1.1, models=list(models), health=health)
 
 
 def failed(why: str = "refused") -> Observation:
@@ -88,14 +96,129 @@ async def test_a_change_wakes_the_waiters_and_a_gauge_does_not() -> None:
     await waiter
 
 
-def test_one_line_a_change_of_a_nodes_state(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+M = Model("m", "loaded")
+KEY = ("a", "m")
+
+
+def test_a_report_says_which_of_our_requests_it_can_have_counted() -> None:
     fleet = registry("a")
-    for observation in (failed(), failed(), failed("no route"), seen(), seen(), failed()):
-        fleet.observe("a", observation)
-    assert [record.getMessage() for record in caplog.records] == [
-        "node a: refused",
-        "node a: no route",
-        "node a is up, with 0 models",
-        "node a is down: refused",
-    ]
+    fleet.observe("a", seen(M))
+    before = fleet.lease("a", "m")
+    fleet.observe("a", seen(M))
+    assert not fleet.ledger.counted, "there was no report"
+    fleet.observe("a", seen(M, health=Health(models=[ModelLoad("m", in_flight=1)])))
+    assert fleet.ledger.counted == {KEY: 1}
+    fleet.lease("a", "m")
+    before.release()
+    assert fleet.ledger.counted == {KEY: 1}, "what came and went since is not in it"
+    fleet.observe("a", seen(M, health=Health()))
+    assert fleet.ledger.counted == {KEY: 1}
+
+
+def test_a_model_at_rest_is_counted_as_nothing() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(M))
+    lease = fleet.lease("a", "m")
+    fleet.observe("a", seen(M, health=Health()))
+    lease.release()
+    fleet.observe("a", seen(M, health=Health()))
+    assert not fleet.ledger.counted
+
+
+def test_a_first_answer_is_remembered_until_the_model_is_not_loaded_any_more() -> None:
+    clock = Clock()
+    fleet = registry("a", now=clock)
+    fleet.observe("a", seen(M))
+    fleet.note_success("a", "m")
+    clock.now += 5
+    fleet.note_success("a", "m")
+    assert fleet.ledger.served == {KEY: 100.0}
+    fleet.observe("a", seen(M))
+    assert fleet.ledger.served
+    fleet.observe("a", seen(Model("m", "unloaded")))
+    assert not fleet.ledger.served
+    fleet.note_success("a", "m")
+    assert not fleet.ledger.served, "it is not resident"
+
+
+async def test_what_is_told_or_forgotten_ends_a_stay_as_well() -> None:
+    fleet = registry("a")
+    for end in (lambda: fleet.tell("a", "m", "unloaded"), lambda: fleet.forget("a", "m")):
+        fleet.observe("a", seen(M))
+        fleet.tell("a", "m", "loaded")
+        fleet.note_success("a", "m")
+        assert fleet.ledger.served
+        end()
+        assert not fleet.ledger.served
+
+
+def test_a_restart_ends_every_stay() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(M, health=Health(uptime_secs=100)))
+    fleet.note_success("a", "m")
+    fleet.observe("a", seen(M, health=Health(uptime_secs=1)))
+    assert not fleet.ledger.served
+
+
+def test_a_fault_makes_a_replica_suspect_until_it_answers_a_request() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(M))
+    assert fleet.note_fault("a", "m", suspect=True), "that is news"
+    assert not fleet.note_fault("a", "m", suspect=True), "that is not"
+    assert fleet.ledger.faults[KEY].suspect_until == 110.0
+    fleet.observe("a", seen(M))
+    assert KEY in fleet.ledger.faults, "management may work while inference does not"
+    fleet.note_success("a", "m")
+    assert not fleet.ledger.faults
+
+
+def test_a_failure_that_says_nothing_of_the_connection_raises_no_suspicion() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(M))
+    assert not fleet.note_fault("a", "m", suspect=False)
+    assert fleet.ledger.faults[KEY].suspect_until <= 100.0
+    assert fleet.ledger.faults[KEY].penalty > 0
+
+
+def test_old_faults_are_forgotten() -> None:
+    clock = Clock()
+    fleet = registry("a", now=clock)
+    fleet.observe("a", seen(M))
+    fleet.note_fault("a", "m", suspect=True)
+    clock.now += 60
+    fleet.observe("a", seen(M))
+    assert not fleet.ledger.faults
+
+
+def test_nothing_is_remembered_of_a_model_that_is_gone() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(M))
+    lease, last = fleet.lease("a", "m"), fleet.lease("a", "m")
+    fleet.observe("a", seen(M, health=Health()))
+    fleet.note_success("a", "m")
+    fleet.note_fault("a", "m", suspect=True)
+    lease.release()
+    fleet.observe("a", seen(health=Health()))
+    last.release()
+    fleet.note_fault("a", "m", suspect=True)
+    fleet.note_success("a", "m")
+    ledger = fleet.ledger
+    for kept in (ledger.in_flight, ledger.counted, ledger.faults, ledger.served):
+        assert not kept
+    assert not ledger.last_access
+
+
+def test_no_change_is_hidden_from_those_who_listen_though_the_log_is_spared(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events = Events()
+    fleet = Registry([Node("a", "http://a")], Catalogue(), events, unhealthy_after=1)
+    with events.listening(lambda: None) as queue:
+        for turn in range(40):
+            moment = turn / 2
+            models = None if turn % 2 else [M]
+            fleet.observe("a", Observation(moment, moment, models=models, failure="no"))
+            assert fleet.snapshot.healthy == 1 - turn % 2
+        assert queue.qsize() == 40
+    lines = [record for record in caplog.records if "up and down" in record.getMessage()]
+    assert len(lines) == 1

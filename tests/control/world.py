@@ -13,8 +13,13 @@ from cortexd.control.coldload import TICK, LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
+from cortexd.control.loader import Loader
 from cortexd.control.operator import Operator
 from cortexd.control.registry import Lease, Registry
+from cortexd.control.reservations import Reservations
+from cortexd.control.residents import Residents
+from cortexd.control.room import Room
+from cortexd.control.unloads import Unloads
 from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
@@ -184,13 +189,18 @@ class World:
             Catalogue.of(setting.profiles, {}),
             Events(),
             unhealthy_after=1,
+            now=now,
         )
         self.registry.wrong = self.wrong
         fakes: dict[str, Any] = self.neurons  # type: ignore[assignment]
+        poller: Any = self
+        self.unloads = Unloads(self.registry, fakes, poller, METRICS, Events())
+        reservations = Reservations(self.registry)
+        room = Room(self.registry, self.unloads, reservations)
         self.table = LoadTable(
             self.registry,
-            fakes,
-            self,  # type: ignore[arg-type]
+            Loader(self.registry, fakes, Events(), room, reservations),
+            poller,
             METRICS,
             Events(),
             timeout=setting.timeout,
@@ -199,10 +209,10 @@ class World:
         self.operator = Operator(
             self.registry,
             self.table,
-            fakes,
-            self,  # type: ignore[arg-type]
+            self.unloads,
             timeout=setting.timeout,
         )
+        self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, fakes, allowed_hosts=(), timeout=5)
         self.dispatcher = Dispatcher(self.registry, self.table, endpoints)
 
@@ -282,7 +292,8 @@ class World:
                 await asyncio.sleep(seconds)
             case Close() if not self.is_closed:
                 await self.table.close()
-                await self.operator.close()
+                await self.residents.close()
+                await self.unloads.close()
                 self.is_closed = True
 
     def _observe(self, poll: Poll) -> None:

@@ -6,7 +6,7 @@ from cortexd.config.catalogue import Profile
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, is_restarted, observed, told
 from cortexd.fleet.snapshot import Node
-from cortexd.wire.neuron import Health, Model
+from cortexd.wire.neuron import Health, Model, ModelLoad
 from tests.fleet.fleet import hardware, node
 
 NOTHING = Catalogue()
@@ -103,3 +103,42 @@ def test_a_model_reported_with_its_source_is_understood_as_the_bare_id() -> None
 
 def test_a_status_word_we_do_not_know_is_unknown() -> None:
     assert after(node("a"), seen(Model("m", "hibernating"))).models["m"].status == "unknown"
+
+
+def test_a_report_says_how_many_requests_run_or_queue() -> None:
+    loads = [ModelLoad("m", in_flight=2, queue_depth=3), ModelLoad("n", queue_depth=1)]
+    models = [Model(name, "loaded") for name in "mno"]
+    one = after(node("a"), seen(*models, health=Health(models=[*loads, ModelLoad("o")])))
+    assert one.busy == {"m": 5, "n": 1, "o": 0}
+    assert one.health_at == 10.1
+
+
+def test_a_report_names_models_with_their_source() -> None:
+    catalogue = Catalogue.of((Profile("a/b", source="hf"),), {})
+    health = Health(models=[ModelLoad("hf:a/b", in_flight=2)])
+    one = observed(
+        node("a"), seen(Model("hf:a/b", "loaded"), health=health), catalogue, unhealthy_after=3
+    )
+    assert one.busy == {"a/b": 2}
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        ModelLoad("m", in_flight=-1),
+        ModelLoad("m", in_flight=1, queue_depth=-5),
+        ModelLoad("m", in_flight=10**18),
+        ModelLoad("elsewhere", in_flight=1),
+    ],
+)
+def test_a_load_that_can_not_be_is_no_load(load: ModelLoad) -> None:
+    one = after(node("a"), seen(Model("m", "loaded"), health=Health(models=[load])))
+    assert not one.busy
+
+
+def test_a_load_is_as_old_as_the_report_that_told_it() -> None:
+    health = Health(models=[ModelLoad("m", in_flight=2)])
+    one = after(node("a"), seen(Model("m", "loaded"), health=health))
+    later = after(one, seen(Model("m", "loaded"), sent=12.0))
+    assert (later.busy, later.health_at) == ({"m": 2}, 10.1)
+    assert not after(later, seen(Model("m", "loaded"), sent=14.0, health=Health())).busy

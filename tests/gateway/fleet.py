@@ -93,6 +93,7 @@ async def running_fleet(
     access: AccessLog | None = None,
     tls: ssl.SSLContext | None = None,
     admin_listen: str = "127.0.0.1:0",
+    weights: Mapping[str, float] | None = None,
     **neurons: FakeNeuron,
 ) -> AsyncIterator[Fleet]:
     """Start neurons (by name) and a gateway in front of them."""
@@ -109,7 +110,10 @@ async def running_fleet(
                     admin_listen=admin_listen,
                     shutdown_timeout=Duration(1),
                 ),
-                neurons=tuple(Neuron(name, neuron.url) for name, neuron in neurons.items()),
+                neurons=tuple(
+                    Neuron(name, neuron.url, weight=(weights or {}).get(name, 1.0))
+                    for name, neuron in neurons.items()
+                ),
                 models=models or base.models,
                 aliases=aliases or base.aliases,
             ),

@@ -32,8 +32,9 @@ class Routes:
         left = [Replica(node, "m", "loaded") for node in self.nodes if node not in query.tried]
         return left[0] if left else None
 
-    def in_flight(self, replica: Replica) -> int:
-        return self.load.get(replica.node, 0)
+    def has_better(self, query: Query, route: RouteDecision) -> bool:
+        other = self.other(query)
+        return other is not None and self.load.get(other.node, 0) < self.load[route.node]
 
     async def endpoint_moved(self, route: RouteDecision) -> str | None:
         return "http://elsewhere" if self.moved else None
@@ -76,6 +77,17 @@ async def test_what_follows_a_fault(
         assert (tries.query.tried, tries.is_fresh) == expected
 
 
+async def test_every_attempt_asks_for_the_same_affinity_and_turn() -> None:
+    def key() -> int:
+        return 7
+
+    tries = Attempts(cast(Dispatcher, Routes("a", "b")), "m", 2, affinity=key, turn=3)
+    before = tries.query
+    assert await tries.has_next(fault("refused"), A)
+    for query in (before, tries.query):
+        assert (query.model, query.affinity, query.turn) == ("m", key, 3)
+
+
 async def test_an_endpoint_that_has_moved_is_a_new_attempt_on_the_same_replica() -> None:
     tries = attempts("b", moved=True)
     assert await tries.has_next(fault("refused"), A)
@@ -105,7 +117,7 @@ async def test_no_more_attempts_than_retries() -> None:
     ("status", "nodes", "load", "expected"),
     [
         (503, ["b"], {"a": 1}, True),
-        (429, ["b"], {"a": 3, "b": 2}, True),
+        (429, ["b"], {"a": 1}, True),
         (429, ["b"], {"a": 1, "b": 1}, False),
         (503, [], {"a": 1}, False),
         (500, ["b"], {"a": 1}, False),

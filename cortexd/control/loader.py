@@ -1,0 +1,97 @@
+"""One load, carried out: room for it, the call to its node, the wait until it is resident."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from cortexd.control.entry import Entry
+from cortexd.control.events import Events
+from cortexd.control.lifecycle import Event
+from cortexd.control.registry import Registry
+from cortexd.control.reservations import Reservations
+from cortexd.control.room import Room
+from cortexd.fleet.placement import Placement
+from cortexd.nodes.client import NeuronClient, NodeError
+from cortexd.wire.neuron import LOADED, LOADING, RELOADING
+
+log = logging.getLogger(__name__)
+
+_ON_ITS_WAY: Final = frozenset({LOADED, LOADING, RELOADING})
+_FULL: Final = 507
+
+
+class Loader:
+    """Has nodes load models. Beside the table, which starts it, it alone changes an entry: it says
+    when room is made and when the load begins."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        clients: Mapping[str, NeuronClient],
+        events: Events,
+        room: Room,
+        reservations: Reservations,
+    ) -> None:
+        self._registry = registry
+        self._clients = clients
+        self._events = events
+        self._room = room
+        self._reservations = reservations
+
+    def reserve(self, model: str, placement: Placement) -> None:
+        """Take the memory for it, before anybody else decides: now that it is placed."""
+        if placement.victims or placement.blockers:
+            self._reservations.claim(placement.node, model, placement.needs)
+        else:
+            self._reservations.begin(placement.node, model, placement.needs)
+
+    def release(self, entry: Entry) -> None:
+        """Its node is not at it any more."""
+        self._reservations.end(entry.node or "", entry.model)
+
+    async def bring(self, entry: Entry, placement: Placement, moved: Callable[[str], None]) -> None:
+        """Until it is resident; its memory is reserved. `moved`: told when it goes to another node
+        than was thought.
+
+        Raises NodeError when the load failed, Refusal when there is no room for it.
+        """
+        model, profile = entry.model, self._registry.snapshot.catalogue.profiles.get(entry.model)
+        if profile is not None and (placement.victims or placement.blockers):
+            entry.happens(Event.NO_ROOM)
+            placement = await self._room.make(profile, placement, moved, unasked=entry.is_unasked)
+        node = placement.node
+        entry.begins(self._registry.snapshot.nodes[node].epoch)
+        log.info("loading %r on %s", model, node)
+        self._events.tell("load_started", node=node, model=model)
+        try:
+            await self._load(model, placement)
+        except NodeError as error:
+            if profile is None or not _is_full(error):
+                raise
+            log.info("%s has no room for %r: %s", node, model, error)
+            if not await self._room.clear(profile, placement):
+                raise
+            log.info("loading %r on %s once more", model, node)
+            await self._load(model, placement)
+
+    async def _load(self, model: str, placement: Placement) -> None:
+        node = placement.node
+        if await self._clients[node].load(placement.spec) == LOADED:
+            return
+        # It took note of it: /models says what becomes of it.
+        self._registry.tell(node, model, LOADING)
+        while True:
+            await self._registry.wait_changed()
+            info = self._registry.snapshot.nodes[node].models.get(model)
+            if info is None or info.status not in _ON_ITS_WAY:
+                words = info.error if info and info.error else "the load has vanished"
+                raise NodeError(words)
+            if info.status != LOADING:
+                return
+
+
+def _is_full(error: NodeError) -> bool:
+    words = str(error).lower()
+    return error.status == _FULL or error.code == "insufficient_vram" or "out of memory" in words
