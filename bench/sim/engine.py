@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from bench.sim.clock import Clock
 from bench.sim.things import Host, Sort, Turn
@@ -95,16 +96,14 @@ class Engine:
             # Prompts are read one after the other: each takes all the sums that there are.
             begins = max(self._clock.now, self._reading_until)
             self._reading_until = begins + unread / self._prefill * self._crowd()
-            self._clock.after(
-                self._reading_until - self._clock.now, lambda job=job: self._speak(job)
-            )  # type: ignore[misc]
+            self._clock.after(self._reading_until - self._clock.now, partial(self._speak, job))
 
     def _speak(self, job: Job) -> None:
         if job.is_over:
             return
         job.first()
         slowed = (1 + BATCH_COST * (len(self.running) - 1)) * self._crowd()
-        self._clock.after(job.turn.answer / self._decode * slowed, lambda: self._finish(job))
+        self._clock.after(job.turn.answer / self._decode * slowed, partial(self._finish, job))
 
     def _finish(self, job: Job) -> None:
         if job.is_over:

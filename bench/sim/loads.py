@@ -187,12 +187,13 @@ class Loads:
         """Of a replica behind a gate."""
         picture, is_patient = self._picture, self._policy.is_patient
         promises, seen_by = picture.ledger.promises, under_way(picture.ledger.promises, key[0])
+        held = picture.held(key)
         entry.leaving[key] = None
 
         def is_over(gone: bool) -> None:
             picture.nudge(key[0])
             if gone:
-                promises.update(freed(promises, key, picture.held(key), seen_by))
+                promises.update(freed(promises, key, held, seen_by))
             if gone and is_patient:
                 # It stays in the picture until its memory is free there: who looks for room
                 # meanwhile would find neither.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import msgspec
 
@@ -46,7 +47,7 @@ class Picture:
             self.nudge(name)
             clock.every(
                 lambda: INTERVAL * draw.uniform(1 - JITTER, 1 + JITTER),
-                lambda name=name: self.nudge(name),  # type: ignore[misc]
+                partial(self.nudge, name),
             )
 
     # Polls.
