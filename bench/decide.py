@@ -17,10 +17,10 @@ from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Health, Mod
 REPLICAS = 4  # of every model, however large the fleet
 ROUNDS = 7
 CALLS = 20_000
+KEY = 0x0123456789ABCDEF
 DEVICES = 8  # of every node that a model may be placed on
 RESIDENTS = 20
 MIB = 24_000  # of every device
-KEY = 0x0123456789ABCDEF
 
 
 def fleet(nodes: int, models_per_node: int) -> Snapshot:

@@ -42,10 +42,10 @@ class Loader:
 
     def reserve(self, model: str, placement: Placement) -> None:
         """Take the memory for it, before anybody else decides: now that it is placed."""
-        if placement.victims or placement.blockers:
-            self._reservations.claim(placement.node, model, placement.needs)
-        else:
+        if not placement.victims and not placement.blockers:
             self._reservations.begin(placement.node, model, placement.needs)
+        elif not placement.blockers:
+            self._reservations.claim(placement.node, model, placement.needs)
 
     def release(self, entry: Entry) -> None:
         """Its node is not at it any more."""

@@ -21,7 +21,7 @@ from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, place
-from cortexd.fleet.residents import displaceable
+from cortexd.fleet.residents import displaceable, residents
 from cortexd.fleet.routing import refusal
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Room:
         self._registry = registry
         self._unloads = unloads
         self._reservations = reservations
+        self._insisting: dict[str, str] = {}  # node → who has the next room there
 
     async def make(
         self,
@@ -52,28 +53,22 @@ class Room:
         moved: told of every node where room is being made. unasked: for a copy that nobody waits
         for. Raises Refusal when there will be no room.
         """
-        model, claimed = profile.id, placement.node
-        with ExitStack() as gates:
-            gate = _Gate(self._registry, gates, model)
-            try:
-                while placement.victims or placement.blockers:
-                    if claimed != placement.node:
-                        self._reservations.end(claimed, model)
-                        claimed = placement.node
-                        moved(claimed)
-                    self._reservations.claim(claimed, model, placement.needs)
-                    if placement.blockers:
-                        if (stubborn := gate.look(placement)) is not None:
-                            self._spare(placement.node, stubborn)
-                        await self._wait_a_moment()
-                    else:
-                        await self._unload(placement, model)
-                    placement = self._place(profile, unasked=unasked)
-            finally:
-                self._reservations.end(claimed, model)
-            if claimed != placement.node:
+        wait = _Wait(self._registry, self._reservations, self._insisting, profile.id)
+        try:
+            while placement.victims or placement.blockers:
+                if wait.node != placement.node:
+                    moved(placement.node)
+                wait.goes_on(placement)
+                if placement.blockers:
+                    await self._wait_a_moment()
+                else:
+                    await self._unload(placement, profile.id)
+                placement = self._place(profile, unasked=unasked)
+            if wait.node != placement.node:
                 moved(placement.node)
-            self._reservations.begin(placement.node, model, placement.needs)
+        finally:
+            wait.ends()
+        self._reservations.begin(placement.node, profile.id, placement.needs)
         return placement
 
     async def clear(self, profile: Profile, placement: Placement) -> bool:
@@ -135,47 +130,93 @@ class Room:
                 await self._registry.wait_changed()
 
 
-class _Gate:
-    """Before one of the busy models that stand in the way of `model`: closed after a while, and
-    opened again when that does not help either."""
+class _Wait:
+    """The wait of one model for room. When it has been long it insists: the memory is promised to
+    it, and one of those at work gets no new requests.
 
-    def __init__(self, registry: Registry, gates: ExitStack, model: str) -> None:
+    One at a time insists on a node: were the memory promised to all who wait for it, each would
+    wait for the others' promises for ever.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        reservations: Reservations,
+        insisting: dict[str, str],
+        model: str,
+    ) -> None:
         self._registry = registry
-        self._gates = gates
+        self._reservations = reservations
+        self._insisting = insisting
         self._model = model
-        self._since = now()
-        self._before: tuple[str, str] | None = None
+        self._began = now()
+        self._gates = ExitStack()
+        self._gated: str | None = None
+        self._gated_at = 0.0
+        self.node: str | None = None
 
-    def look(self, placement: Placement) -> str | None:
-        """Close or open it; who did not become idle behind it, when it is opened for that."""
+    def goes_on(self, placement: Placement) -> None:
+        """It is still in this way that there could be room."""
+        in_the_way = (*placement.victims, *placement.blockers)
+        if self.node != placement.node or self._gated not in in_the_way:
+            self._open()
+        if self.node not in (None, placement.node):
+            self._withdraw()
+        self.node = placement.node
+        if placement.blockers:
+            self._insist(placement)
+        if self._insisting.get(self.node) == self._model or not placement.blockers:
+            self._reservations.claim(self.node, self._model, placement.needs)
+        else:
+            self._reservations.end(self.node, self._model)
+
+    def ends(self) -> None:
+        """It is over, well or not."""
+        self._open()
+        self._withdraw()
+
+    def _insist(self, placement: Placement) -> None:
         policy, moment = self._registry.snapshot.policy, now()
-        if self._before is not None and (
-            self._before[0] != placement.node or self._before[1] not in placement.blockers
-        ):
-            self._open(moment)  # it is not in the way any more
-        if self._before is None and moment - self._since >= policy.patience:
-            self._before, self._since = (placement.node, placement.blockers[0]), moment
-            self._gates.enter_context(self._registry.gate(*self._before))
-            log.info(
-                "%r on %s gets no new requests: %r has waited for its place for %g s",
-                placement.blockers[0],
-                placement.node,
-                self._model,
-                policy.patience,
-            )
-        elif self._before is not None and moment - self._since >= policy.gate_timeout:
-            stubborn = self._before[1]
+        if moment - self._began < policy.patience:
+            return
+        if self._insisting.setdefault(placement.node, self._model) != self._model:
+            return
+        if self._gated is not None and moment - self._gated_at >= policy.gate_timeout:
             log.warning(
                 "%r on %s still works after %g s without new requests; another one goes for %r",
-                stubborn,
+                self._gated,
                 placement.node,
                 policy.gate_timeout,
                 self._model,
             )
-            self._open(moment - policy.patience)  # another one's turn, at once
-            return stubborn
+            self._registry.ledger.spared[placement.node, self._gated] = moment + SPARED
+            self._open()
+        elif self._gated is None and (victim := self._at_work(placement)) is not None:
+            self._gated, self._gated_at = victim, moment
+            self._gates.enter_context(self._registry.gate(placement.node, victim))
+            log.info(
+                "%r on %s gets no new requests: %r has waited for its place for %.0f s",
+                victim,
+                placement.node,
+                self._model,
+                moment - self._began,
+            )
+
+    def _at_work(self, placement: Placement) -> str | None:
+        """Which of them to gate. One that has only just come goes by itself when its time is over,
+        and one that is loading has its own turn first."""
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        for resident in residents(snapshot.nodes[placement.node], snapshot, ledger, now()):
+            if resident.model in placement.blockers and resident.busy and resident.kept is None:
+                return resident.model
         return None
 
-    def _open(self, since: float) -> None:
+    def _open(self) -> None:
         self._gates.close()
-        self._before, self._since = None, since
+        self._gated = None
+
+    def _withdraw(self) -> None:
+        if self.node is not None:
+            self._reservations.end(self.node, self._model)
+            if self._insisting.get(self.node) == self._model:
+                del self._insisting[self.node]

@@ -10,7 +10,15 @@ from typing import Final
 
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.snapshot import FootprintKey, Ledger, Node, Snapshot
-from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, DeviceHealth, Model
+from cortexd.wire.neuron import (
+    LOADED,
+    LOADING,
+    RECOVERING,
+    RELOADING,
+    DeviceHealth,
+    Discovery,
+    Model,
+)
 
 # Statuses of models that hold memory of their node, or are about to.
 RESIDENT: Final = frozenset({LOADED, RELOADING, LOADING, RECOVERING})
@@ -79,10 +87,10 @@ def size(info: Model, node: Node, snapshot: Snapshot, ledger: Ledger) -> float |
     return footprint(profile, node, ledger) if profile is not None else None
 
 
-def totals(node: Node) -> dict[int, float]:
-    """Device index → MiB in all. What is described twice is as large as its smaller description."""
+def totals(hardware: Discovery | None) -> dict[int, float]:
+    """Device index → MiB in all; what is described twice is as large as its smaller description."""
     found: dict[int, float] = {}
-    for device in node.hardware.devices if node.hardware else ():
+    for device in hardware.devices if hardware else ():
         mb = believed(device.vram_total_mb) or 0.0
         index = device.index
         found[index] = min(mb, found[index]) if index in found else mb
@@ -101,7 +109,7 @@ def believed(mb: float | None) -> float | None:
 
 def _reported(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float]:
     """What is free by the node's gauges; where it has none, what its models leave."""
-    left = totals(node)
+    left = totals(node.hardware)
     silent = set(left)
     for gauge in (node.health and node.health.devices) or ():
         index = gauge.index

@@ -17,7 +17,7 @@ from cortexd.fleet.memory import RESIDENT, believed, footprint, free, headroom, 
 from cortexd.fleet.residents import Resident, may_displace, residents
 from cortexd.fleet.room import gains, make_room
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
-from cortexd.wire.neuron import DeviceInfo, Discovery, LoadRequest
+from cortexd.wire.neuron import Discovery, LoadRequest
 
 MOST_NAMES: Final = 8  # of what stands in the way, in words
 
@@ -116,15 +116,10 @@ def device_floor(profile: Profile) -> float:
     return max(profile.min_device_vram_mb, share)
 
 
-def fitting_devices(profile: Profile, hardware: Discovery) -> list[DeviceInfo]:
-    """The devices that are large enough for the model's share, by index; of two with one index the
-    smaller counts."""
-    floor, found = device_floor(profile), dict[int, DeviceInfo]()
-    for device in hardware.devices:
-        known = found.get(device.index)
-        if known is None or device.vram_total_mb < known.vram_total_mb:
-            found[device.index] = device
-    return [found[index] for index in sorted(found) if found[index].vram_total_mb >= floor]
+def fitting_devices(profile: Profile, hardware: Discovery | None) -> list[int]:
+    """The indices of those that are large enough for the model's share, ascending."""
+    floor = device_floor(profile)
+    return sorted(index for index, mb in totals(hardware).items() if mb >= floor)
 
 
 def load_request(
@@ -134,8 +129,8 @@ def load_request(
     first that are large enough; without a usable topology the first `min_devices`, and the node has
     the last word."""
     devices = sorted(devices)
-    if not devices and hardware:
-        devices = [device.index for device in fitting_devices(profile, hardware)]
+    if not devices:
+        devices = fitting_devices(profile, hardware)
     if len(devices) < profile.min_devices:
         devices = list(range(profile.min_devices))
     return LoadRequest(
@@ -217,7 +212,7 @@ def glance(
     failed = ledger.failures.get((node.name, profile.id))
     left = free(node, snapshot, ledger, besides=profile.id)
     # Those with most memory free are the best set, if any set has room.
-    indices = _large_enough(profile, node)
+    indices = fitting_devices(profile, node.hardware)
     chosen = sorted(indices, key=left.__getitem__, reverse=True)[: profile.min_devices]
     size = footprint(profile, node, ledger)
     share = None if size is None else size / profile.min_devices
@@ -288,7 +283,7 @@ def _cleared(
 ) -> Assessment:
     """A node without room, once those have left who have to and may."""
     node, share = snapshot.nodes[seen.node], seen.share or 0.0
-    limits = {index: mb - node.reserve_mb for index, mb in totals(node).items()}
+    limits = {index: mb - node.reserve_mb for index, mb in totals(node.hardware).items()}
     people = residents(node, snapshot, ledger, now, unasked=unasked)
     willing = [one for one in people if may_displace(profile, one)]
     idle = [one for one in willing if one.is_idle]
@@ -296,7 +291,9 @@ def _cleared(
     if willing:
         left = headroom(node, snapshot, ledger, besides=profile.id)
         returns = gains(people, left, limits)
-        indices = [index for index in _large_enough(profile, node) if limits[index] >= share]
+        indices = [
+            index for index in fitting_devices(profile, node.hardware) if limits[index] >= share
+        ]
         usable = {index: left[index] for index in indices}
         room = make_room(profile.min_devices, share, usable, returns, idle)
         if room is None and snapshot.policy.evicts and not unasked:
@@ -341,11 +338,6 @@ def _crowd(
     )
 
 
-def _large_enough(profile: Profile, node: Node) -> list[int]:
-    hardware = node.hardware
-    return [device.index for device in fitting_devices(profile, hardware)] if hardware else []
-
-
 def _candidates(profile: Profile, snapshot: Snapshot) -> list[Node]:
     rank = _rank(profile)
     return sorted(snapshot.nodes.values(), key=lambda node: (rank(node.name), node.name))
@@ -370,5 +362,5 @@ def _count(devices: int) -> str:
 
 
 def _described(hardware: Discovery) -> str:
-    sizes = ", ".join(f"{device.vram_total_mb:g}" for device in hardware.devices)
-    return f"{_count(len(hardware.devices))} of {sizes} MiB" if sizes else "none"
+    sizes = ", ".join(f"{mb:g}" for mb in totals(hardware).values())
+    return f"{_count(len(totals(hardware)))} of {sizes} MiB" if sizes else "none"

@@ -53,7 +53,7 @@ def residents(
     A model is kept for its least residency from its first answer on. Before that only its waiters
     keep it, which are in flight from the very moment that it is loaded.
     """
-    there = totals(node)
+    there = totals(node.hardware)
     reported = node.busy if now - node.health_at <= snapshot.policy.stale_after else {}
     promised = {
         model: promise.devices

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
@@ -303,36 +304,47 @@ def test_tensor_parallel_takes_its_share_of_each_device() -> None:
     assert len(tell(home(SMALL, pair, machines=(machine,)), story)) == 2
 
 
-def test_what_is_asked_for_in_any_order_fits_and_is_served() -> None:
-    models = [
-        Profile("s", vram_mb=6000),
-        Profile("t", vram_mb=9000),
-        Profile("l", vram_mb=20000),
-        Profile("w", vram_mb=30000, min_devices=2),
-    ]
-    asks = st.lists(
-        st.tuples(
-            st.sampled_from("stlw"), st.sampled_from([0.0, 0.5, 5.0, 40.0, 90.0]), st.floats(0, 30)
-        ),
-        max_size=25,
-    )
+MIXED = (
+    Profile("s", vram_mb=6000),
+    Profile("t", vram_mb=9000),
+    Profile("l", vram_mb=20000),
+    Profile("w", vram_mb=30000, min_devices=2),
+)
+ASKS = st.lists(
+    st.tuples(
+        st.sampled_from("stlw"), st.sampled_from([0.0, 0.5, 5.0, 40.0, 90.0]), st.floats(0, 30)
+    ),
+    max_size=40,
+)
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
-    @given(asks)
-    def holds(asks: list[tuple[str, float, float]]) -> None:
-        async def story(house: House) -> None:
-            tasks = []
-            for model, pause, hold in asks:
-                await asyncio.sleep(pause)
-                tasks.append(house.asking(model, hold))
-            ends = await asyncio.gather(*tasks)
-            assert set(ends) <= {"a", "b", "no_room"}
-            assert not any(note.startswith("out of memory") for note in house.notes)
 
-        machines = (Machine("a", (24000,)), Machine("b", (16000, 16000)))
-        tell(home(*models, machines=machines), story)
+def a_day(asks: list[tuple[str, float, float]]) -> None:
+    """Requests come in that order: a model, the pause before it, the seconds that it takes."""
 
-    holds()
+    async def story(house: House) -> None:
+        tasks = []
+        for model, pause, hold in asks:
+            await asyncio.sleep(pause)
+            tasks.append(house.asking(model, hold))
+        assert set(await asyncio.gather(*tasks)) <= {"a", "b"}
+        assert not any(note.startswith("out of memory") for note in house.notes)
+
+    tell(home(*MIXED, machines=(Machine("a", (24000,)), Machine("b", (16000, 16000)))), story)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(ASKS)
+def test_whatever_is_asked_for_fits_and_is_served(asks: list[tuple[str, float, float]]) -> None:
+    a_day(asks)
+
+
+@pytest.mark.soak
+@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(ASKS)
+def test_whatever_is_asked_for_fits_and_is_served_for_long(
+    asks: list[tuple[str, float, float]],
+) -> None:
+    a_day(asks)
 
 
 def test_idle_models_go_after_their_time() -> None:

@@ -1,14 +1,60 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
-from cortexd.fleet.placement import NoPlacement, Placement, infeasibility, load_request, place
-from cortexd.fleet.snapshot import Ledger
-from cortexd.wire.neuron import DeviceInfo, Discovery
-from tests.fleet.fleet import fleet, hardware, node
+from cortexd.fleet.memory import free, headroom
+from cortexd.fleet.placement import (
+    Assessment,
+    NoPlacement,
+    Placement,
+    assess,
+    glance,
+    infeasibility,
+    load_request,
+    place,
+)
+from cortexd.fleet.residents import residents
+from cortexd.fleet.snapshot import (
+    Failure,
+    FootprintKey,
+    Ledger,
+    Node,
+    Policy,
+    Promise,
+    Snapshot,
+)
+from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Health, Model
+from tests.fleet.fleet import fleet, hardware, held, node
+from tests.fleet.test_memory import AMOUNTS, GAUGES, INDICES, MODELS, PROMISES
+
+NOW = 1000.0
+M = Profile("m", vram_mb=9000)
+
+
+def placed(
+    snapshot: Snapshot, profile: Profile = M, ledger: Ledger | None = None, **how: bool
+) -> Placement:
+    found = place(profile, snapshot, ledger or Ledger(), NOW, **how)
+    assert isinstance(found, Placement)
+    return found
+
+
+def refused(
+    snapshot: Snapshot, profile: Profile = M, ledger: Ledger | None = None, **how: bool
+) -> NoPlacement:
+    found = place(profile, snapshot, ledger or Ledger(), NOW, **how)
+    assert isinstance(found, NoPlacement)
+    return found
+
+
+def full(name: str, *models: str, mb: int = 20000, **fields: object) -> Node:
+    """A node of one device that those models fill, evenly."""
+    listed: dict[str, str | Model] = {model: held(mb / len(models), 0) for model in models}
+    return node(name, listed, free=(24000 - mb,), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +101,8 @@ def test_a_node_that_names_no_harnesses_may_have_any() -> None:
 def test_pinned_nodes_come_in_their_order_then_by_name() -> None:
     def chosen(profile: Profile, *down: str) -> str | None:
         nodes = [node(name, up=name not in down) for name in "cab"]
-        placed = place(profile, fleet(*nodes), Ledger(), 0.0)
-        return placed.node if isinstance(placed, Placement) else None
+        found = place(profile, fleet(*nodes), Ledger(), 0.0)
+        return found.node if isinstance(found, Placement) else None
 
     assert chosen(Profile("m")) == "a"
     assert chosen(Profile("m", pinned_on=("c", "b"))) == "c"
@@ -64,12 +110,203 @@ def test_pinned_nodes_come_in_their_order_then_by_name() -> None:
     assert chosen(Profile("m", pinned_on=("c", "b")), "c", "b") is None
 
 
+# Where there is room.
+
+
+def test_a_model_goes_where_it_fits_and_most_memory_is_free_then_by_name() -> None:
+    small, large = node("a", free=(10000,)), node("c", free=(12000,))
+    assert placed(fleet(small, node("b", free=(12000,)), large)).node == "b"
+    assert placed(fleet(node("a", free=(8999,)), large)).node == "c"
+    assert placed(fleet(node("a", free=(9000,)))).victims == ()
+
+
+def test_nothing_is_evicted_while_some_node_has_room() -> None:
+    snapshot = fleet(full("a", "x"), node("b", free=(9000,)))
+    pinned = Profile("m", vram_mb=9000, pinned_on=("a", "b"))
+    for profile in (M, pinned):
+        found = placed(snapshot, profile)
+        assert (found.node, found.victims) == ("b", ())
+
+
+def test_a_model_is_loaded_on_the_devices_with_most_memory_free() -> None:
+    gpus, free_mb = (24000, 24000, 24000), (9000, 23000, 12000)
+    snapshot = fleet(node("a", gpus=gpus, free=free_mb))
+    found = placed(snapshot)
+    assert (found.spec.devices, found.needs) == ([1], {1: 9000})
+    found = placed(snapshot, Profile("m", vram_mb=20000, min_devices=2))
+    assert (found.spec.devices, found.needs) == ([1, 2], {1: 10000, 2: 10000})
+    even = fleet(node("a", gpus=gpus, free=(5000, 9000, 9000)))
+    assert placed(even).spec.devices == [1]
+
+
+def test_each_device_must_hold_its_share() -> None:
+    two = Profile("m", vram_mb=20000, min_devices=2)
+    assert not refused(fleet(node("a", gpus=(24000, 24000), free=(24000, 9999))), two).infeasible
+    assert placed(fleet(node("a", gpus=(24000, 24000), free=(24000, 10000))), two).spec.devices
+
+
+def test_devices_under_the_floor_are_never_chosen() -> None:
+    profile = Profile("m", vram_mb=4000, min_device_vram_mb=16000)
+    snapshot = fleet(node("a", gpus=(12000, 24000), free=(12000, 5000)))
+    assert placed(snapshot, profile).spec.devices == [1]
+
+
+def test_memory_promised_to_others_or_reserved_is_not_room() -> None:
+    promised = Ledger(promises={("a", "n"): Promise({0: 16000.0}, {0: 24000.0})})
+    assert placed(fleet(node("a"), node("b", free=(9000,))), ledger=promised).node == "b"
+    reserved = node("a", reserve_mb=16000)
+    assert placed(fleet(reserved, node("b", free=(9000,)))).node == "b"
+
+
+def test_what_was_measured_on_a_node_replaces_the_profiles_word() -> None:
+    snapshot = fleet(node("a", free=(9500,)), node("b", free=(9200,)))
+    key = FootprintKey("m", "llamacpp", None, 1, "a")
+    assert placed(snapshot, ledger=Ledger(footprints={key: 9600.0})).node == "b"
+    assert placed(snapshot, ledger=Ledger(footprints={key: 9300.0})).needs == {0: 9300}
+
+
+def test_a_model_of_unknown_size_goes_where_most_memory_is_free_and_displaces_nobody() -> None:
+    found = placed(fleet(full("a", "x"), full("b", "y", mb=19000)), Profile("m"))
+    assert (found.node, found.victims, found.needs) == ("b", (), {})
+    assert found.spec.devices == [0]
+
+
+# Who has to leave.
+
+
+def test_the_fewest_have_to_leave_then_the_least_recently_used() -> None:
+    ledger = Ledger(last_access={("a", "x"): 1.0, ("b", "y"): 2.0, ("c", "v"): 3.0})
+    one, other, two = full("c", "v"), full("b", "y"), full("a", *"uwxzq")
+    assert placed(fleet(one, two), ledger=ledger).node == "c"
+    found = placed(fleet(one, other, two), ledger=ledger)
+    assert (found.node, found.victims, found.blockers) == ("b", ("y",), ())
+
+
+def test_then_most_memory_free_then_the_name() -> None:
+    assert placed(fleet(full("a", "x"), full("b", "y", mb=19000))).node == "b"
+    assert placed(fleet(full("b", "y"), full("a", "x"))).node == "a"
+
+
+def test_the_pinned_order_comes_before_the_number_of_those_who_leave() -> None:
+    profile = Profile("m", vram_mb=9000, pinned_on=("a", "b"))
+    assert placed(fleet(full("b", "y"), full("a", *"vwxyz")), profile).node == "a"
+
+
+def test_equals_may_displace_equals_and_nobody_a_higher_class() -> None:
+    one = full("a", "x")
+    assert placed(fleet(one, models=(Profile("x"),))).victims == ("x",)
+    nothing = refused(fleet(one, models=(Profile("x", residency_priority=101),)))
+    assert nothing.crowded == {
+        "a": "9000 MiB needed on 1 device, 4000 free; in the way: 'x' (class 101, above 100)"
+    }
+    pinned = Profile("m", vram_mb=9000, pinned_on=("a",))
+    assert placed(fleet(one, models=(Profile("x", residency_priority=101),)), pinned).victims
+
+
+def test_models_at_work_are_waited_for_only_when_nobody_idle_is_enough() -> None:
+    ledger = Ledger(in_flight={("a", "x"): 1, ("b", "y"): 1}, last_access={("b", "z"): NOW})
+    found = placed(fleet(full("a", "x"), full("b", "y", "z")), ledger=ledger)
+    assert (found.node, found.victims, found.blockers) == ("b", ("z",), ())
+    found = placed(fleet(full("a", "x")), ledger=ledger)
+    assert (found.victims, found.blockers) == ((), ("x",))
+
+
+def test_idle_ones_that_have_to_leave_as_well_are_victims_beside_the_blockers() -> None:
+    profile, ledger = Profile("m", vram_mb=22000), Ledger(in_flight={("a", "x"): 1})
+    found = placed(fleet(full("a", "x", "y")), profile, ledger)
+    assert (found.victims, found.blockers) == (("y",), ("x",))
+
+
+def test_a_fresh_model_is_only_waited_for() -> None:
+    ledger = Ledger(served={("a", "x"): NOW - 1})
+    found = placed(fleet(full("a", "x")), ledger=ledger)
+    assert (found.victims, found.blockers) == ((), ("x",))
+
+
+def test_so_is_another_load_under_way() -> None:
+    ledger = Ledger(promises={("a", "n"): Promise({0: 20000.0}, {0: 24000.0})})
+    found = placed(fleet(node("a")), ledger=ledger)
+    assert (found.victims, found.blockers) == ((), ("n",))
+    coming = node("a", {"n": held(20000, 0, status="loading")}, free=(4000,))
+    assert placed(fleet(coming)).blockers == ("n",)
+
+
+def test_a_load_that_nobody_asked_for_waits_for_no_one_and_takes_only_what_is_unused() -> None:
+    snapshot = fleet(full("a", "x"))
+    assert placed(snapshot, unasked=True).victims == ("x",)
+    used = Ledger(last_access={("a", "x"): NOW - 599})
+    nothing = refused(snapshot, ledger=used, unasked=True)
+    assert "'x' (it was asked for in the last 10m)" in nothing.crowded["a"]
+    assert placed(snapshot, ledger=used).victims == ("x",)
+    works = Ledger(in_flight={("a", "x"): 1})
+    assert "'x' (it is at work)" in refused(snapshot, ledger=works, unasked=True).crowded["a"]
+
+
+def test_with_eviction_off_a_full_node_stays_full() -> None:
+    nothing = refused(fleet(full("a", "x"), policy=Policy(evicts=False)))
+    assert "'x' (eviction is turned off)" in nothing.crowded["a"]
+
+
+def test_memory_that_no_model_holds_is_in_the_way_for_good() -> None:
+    nothing = refused(fleet(node("a", free=(4000,), reserve_mb=1000)))
+    assert nothing.crowded == {
+        "a": "9000 MiB needed on 1 device, 3000 free; in the way: what is not a model's, of 23000 "
+        "MiB there are besides reserve_mb = 1000"
+    }
+
+
+def test_a_model_that_is_being_unloaded_for_another_may_serve_two_newcomers_if_it_is_enough() -> (
+    None
+):
+    snapshot = fleet(full("a", "x"))
+    ledger = Ledger(gates={"x": {"a"}}, promises={("a", "n"): Promise({0: 9000.0})})
+    assert placed(snapshot, ledger=ledger).victims == ("x",)
+    ledger.promises["a", "n"] = Promise({0: 16000.0})
+    found = placed(snapshot, ledger=ledger)
+    assert (found.victims, found.blockers) == (("x",), ("n",))
+
+
+def test_a_node_that_backs_off_is_passed_over_and_one_to_avoid_is_not_looked_at() -> None:
+    ledger = Ledger(failures={("a", "m"): Failure("no", NOW + 1), ("b", "m"): Failure("no", NOW)})
+    snapshot = fleet(node("a"), node("b"))
+    assert placed(snapshot, ledger=ledger).node == "b"
+    found = place(M, snapshot, ledger, NOW, avoid=("b",))
+    assert isinstance(found, NoPlacement)
+    assert set(found.failures) == {"a"}
+    assert not found.crowded
+
+
+# What is said about one node.
+
+
+def test_an_assessment_says_what_place_thinks_of_a_node() -> None:
+    ledger = Ledger(failures={("back-off", "m"): Failure("no", NOW + 1)})
+    snapshot = fleet(
+        node("small", gpus=(8000,)),
+        node("down", up=False),
+        node("back-off", free=(12000,)),
+        full("swap", "x"),
+        models=(Profile("x"),),
+    )
+
+    def say(name: str) -> Assessment:
+        return assess(M, snapshot.nodes[name], snapshot, ledger, NOW)
+
+    assert "1 device of 9000 MiB or more needed" in str(say("small").infeasible)
+    assert say("down").absent == "unhealthy (connection refused)"
+    assert say("back-off").failure == Failure("no", NOW + 1)
+    assert (say("back-off").fits, say("back-off").free) == (True, {0: 12000})
+    swap = say("swap")
+    assert (swap.fits, swap.free, swap.share, swap.needs) == (False, {0: 4000}, 9000, {0: 9000})
+    assert (swap.devices, swap.victims, swap.crowded) == ((0,), ("x",), None)
+    assert glance(M, snapshot.nodes["swap"], snapshot, ledger, NOW).victims == ()
+
+
 def test_no_placement_sorts_the_nodes_by_what_stands_in_the_way() -> None:
     snapshot = fleet(node("small", gpus=(4,)), node("down", up=False), node("new", gpus=None))
-    placed = place(Profile("m", min_device_vram_mb=8), snapshot, Ledger(), 0.0)
-    assert isinstance(placed, NoPlacement)
-    assert set(placed.infeasible) == {"small"}
-    assert placed.asleep == {
+    nothing = refused(snapshot, Profile("m", min_device_vram_mb=8))
+    assert set(nothing.infeasible) == {"small"}
+    assert nothing.asleep == {
         "down": "unhealthy (connection refused)",
         "new": "not described yet",
     }
@@ -105,3 +342,155 @@ def test_a_spec_always_names_as_many_devices_as_asked_for(
     assert spec.devices == sorted(spec.devices)
     if not described:
         assert spec.devices == list(range(count))
+
+
+PROFILES = st.builds(
+    Profile,
+    st.just("m"),
+    vram_mb=st.none() | st.integers(1, 60),
+    min_devices=st.integers(1, 3),
+    residency_priority=st.sampled_from([50, 100, 150]),
+)
+RESIDENTS = st.builds(
+    Model,
+    st.just(""),
+    st.sampled_from(["loaded", "loaded", "loaded", "loading"]),
+    devices=st.none() | st.lists(st.integers(0, 3), min_size=1, max_size=2),
+    vram_used_mb=st.none() | st.integers(0, 20),
+)
+NODES = st.tuples(
+    st.lists(st.integers(10, 30), min_size=1, max_size=4),
+    st.lists(st.integers(0, 30), max_size=4),
+    st.dictionaries(st.sampled_from("uvwxyz"), RESIDENTS, max_size=6),
+    st.sampled_from([0, 0, 3]),
+)
+KEYS = st.tuples(st.sampled_from("ab"), st.sampled_from("uvwxyz"))
+LEDGERS = st.builds(
+    Ledger,
+    in_flight=st.dictionaries(KEYS, st.just(1), max_size=4),
+    last_access=st.dictionaries(KEYS, st.floats(1, NOW), max_size=8),
+    served=st.dictionaries(KEYS, st.floats(NOW - 30, NOW), max_size=2),
+    promises=st.dictionaries(
+        KEYS,
+        st.builds(
+            Promise,
+            st.dictionaries(st.integers(0, 3), st.integers(0, 20), min_size=1, max_size=2),
+            st.none() | st.dictionaries(st.integers(0, 3), st.integers(0, 30), max_size=2),
+        ),
+        max_size=1,
+    ),
+)
+CLASSES = tuple(
+    Profile(model, residency_priority=priority)
+    for model, priority in zip("uvwxyz", (50, 100, 150, 50, 100, 100), strict=True)
+)
+
+
+@given(PROFILES, st.lists(NODES, min_size=1, max_size=2), LEDGERS, st.booleans(), st.booleans())
+def test_a_placement_keeps_its_promises(
+    profile: Profile,
+    nodes: list[tuple[list[int], list[int], dict[str, str | Model], int]],
+    ledger: Ledger,
+    unasked: bool,
+    evicts: bool,
+) -> None:
+    """Of any fleet: it fits, or it does once those have left who may, all of them needed."""
+    snapshot = fleet(
+        *(
+            node(name, models, gpus=tuple(gpus), free=tuple(gauges), reserve_mb=reserve)
+            for name, (gpus, gauges, models, reserve) in zip("ab", nodes, strict=False)
+        ),
+        models=CLASSES,
+        policy=Policy(evicts=evicts),
+    )
+    found = place(profile, snapshot, ledger, NOW, unasked=unasked)
+    if isinstance(found, NoPlacement):
+        assert len(found.crowded) + len(found.infeasible) == len(snapshot.nodes)
+        return
+    one = snapshot.nodes[found.node]
+    devices, leaving = found.spec.devices or [], (*found.victims, *found.blockers)
+    assert len(set(devices)) == profile.min_devices
+    assert devices == sorted(devices)
+    assert set(found.needs) == (set(devices) if profile.vram_mb else set())
+
+    there = {r.model: r for r in residents(one, snapshot, ledger, NOW, unasked=unasked)}
+    assert all(there[model].priority <= profile.priority for model in leaving)
+    assert all(there[model].is_idle for model in found.victims)
+    assert not any(there[model].is_idle for model in found.blockers)
+    assert not found.blockers or (evicts and not unasked)
+    room = free(one, snapshot, ledger)
+    if not leaving:
+        assert all(room[index] >= mb for index, mb in found.needs.items())
+        return
+    for other in snapshot.nodes.values():
+        assert not glance(profile, other, snapshot, ledger, NOW).fits
+    left = headroom(one, snapshot, ledger)
+
+    def is_enough(*spared: str, by: float) -> bool:
+        """By what is known to be given back; those of unknown size may give back all."""
+        gone = [there[model] for model in leaving if model not in spared]
+        return all(
+            left[index] + sum(30 if r.mb is None else r.mb for r in gone if index in r.devices)
+            >= mb + by
+            for index, mb in found.needs.items()
+        )
+
+    rounding = 1e-9
+    assert is_enough(by=-rounding)
+    if all(there[model].mb is not None for model in leaving):
+        assert not any(is_enough(model, by=rounding) for model in leaving)
+
+
+@given(
+    PROFILES,
+    st.lists(st.builds(DeviceInfo, INDICES, AMOUNTS), max_size=6),
+    st.lists(GAUGES, max_size=6),
+    st.lists(MODELS, max_size=4),
+    st.dictionaries(st.tuples(st.just("a"), st.sampled_from(["x", "n"])), PROMISES, max_size=2),
+)
+def test_whatever_a_node_reports_there_is_an_answer(
+    profile: Profile,
+    devices: list[DeviceInfo],
+    gauges: list[DeviceHealth],
+    models: list[Model],
+    promises: dict[tuple[str, str], Promise],
+) -> None:
+    one = msgspec.structs.replace(
+        node("a", {model.id: model for model in models}, discovery=Discovery(devices)),
+        health=Health(devices=gauges),
+    )
+    snapshot, ledger = fleet(one), Ledger(promises=promises)
+    found = place(profile, snapshot, ledger, NOW)
+    if isinstance(found, Placement):
+        assert len(found.spec.devices or []) == profile.min_devices
+        assert set(found.spec.devices or []) <= {device.index for device in devices}
+    else:
+        assert found.infeasible or found.crowded
+
+
+@given(st.permutations("abcdef"), st.data())
+def test_a_close_look_at_every_node_would_choose_no_other(
+    order: list[str], data: st.DataObject
+) -> None:
+    """`place` looks closely at promising nodes only."""
+    nodes, ledger = [], Ledger()
+    for name in order:
+        models = data.draw(st.lists(st.sampled_from("uvwxyz"), min_size=1, max_size=4, unique=True))
+        nodes.append(full(name, *models, mb=data.draw(st.integers(16000, 18000))))
+        for model in models:
+            ledger.last_access[name, model] = data.draw(st.sampled_from([0.0, 1.0, 2.0]))
+            if data.draw(st.integers(0, 3)) == 0:
+                ledger.in_flight[name, model] = 1
+    snapshot = fleet(*nodes)
+    looks = [assess(M, one, snapshot, ledger, NOW) for one in snapshot.nodes.values()]
+    best = min(
+        looks,
+        key=lambda seen: (
+            bool(seen.blockers),
+            len(seen.victims) + len(seen.blockers),
+            seen.last_use,
+            -seen.free_mb,
+            seen.node,
+        ),
+    )
+    assert placed(snapshot, ledger=ledger).node == best.node

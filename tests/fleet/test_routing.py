@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cortexd import errors
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
-from cortexd.fleet.snapshot import Failure, Ledger, Snapshot
+from cortexd.fleet.snapshot import Failure, Ledger, Node, Promise, Snapshot
 from cortexd.wire.neuron import Activation, Model
-from tests.fleet.fleet import BROKEN, fleet, node
+from tests.fleet.fleet import BROKEN, fleet, held, node
 
 M = Profile("m")
+BIG = Profile("m", vram_mb=9000)
+HIGH = Profile("high", residency_priority=200)
+FULL = node("a", {"high": held(20000)}, free=(4000,))
 
 
 def asked(
@@ -190,6 +195,19 @@ def test_the_order_of_routing(snapshot: Snapshot, expected: tuple[str, str | Non
             "a: 1 device of 9000 MiB or more needed, it has 1 device of 8000 MiB",
             id="no topology holds it",
         ),
+        pytest.param(
+            fleet(FULL, node("b", gpus=(8000,)), models=(BIG, HIGH)),
+            errors.NO_ROOM,
+            "a: 9000 MiB needed on 1 device, 4000 free; in the way: 'high' (class 200, above 100). "
+            "Unload",
+            id="a higher class holds the only node that could",
+        ),
+        pytest.param(
+            fleet(FULL, node("b", up=False), models=(BIG, HIGH)),
+            errors.NO_ROOM,
+            "in the way: 'high'",
+            id="it could not be only on a node that is down",
+        ),
     ],
 )
 def test_the_refusals(snapshot: Snapshot, kind: errors.Kind, words: str) -> None:
@@ -210,6 +228,13 @@ def test_a_failed_load_is_refused_with_the_nodes_words_until_its_back_off_ends()
 
     ledger.failures["a", "m"] = Failure("disk on fire", until=99.0)
     assert goes_to(asked(fleet(node("a"), models=(M,)), ledger)) == ("load", "a")
+
+
+def test_no_room_on_one_node_is_said_before_a_failed_load_on_another() -> None:
+    ledger = Ledger(failures={("b", "m"): Failure("disk on fire", until=107.2)})
+    decision = asked(fleet(FULL, node("b"), models=(BIG, HIGH)), ledger)
+    assert isinstance(decision, Refuse)
+    assert decision.refusal.kind is errors.NO_ROOM
 
 
 def test_the_back_off_never_rounds_to_nothing() -> None:
@@ -248,6 +273,73 @@ def test_a_node_we_woke_is_woken_again_rather_than_a_second_one() -> None:
     snapshot = fleet(node("a", {"m": "unloaded"}), node("b", {"m": "unloaded"}))
     assert goes_to(asked(snapshot)) == ("lazy", "a")
     assert goes_to(asked(snapshot, Ledger(in_flight={("b", "m"): 1}))) == ("lazy", "b")
+
+
+def asleep(name: str, free: int, *others: str, **fields: Any) -> Node:
+    """A node of 24000 MiB that knows `m` unloaded; the others hold what is not free."""
+    mb = (24000 - free) / max(1, len(others))
+    listed = {other: held(mb) for other in others}
+    return node(name, {"m": "unloaded", **listed}, free=(free,), **fields)
+
+
+@pytest.mark.parametrize("profile", [None, M, BIG])
+def test_of_several_that_know_it_the_one_with_most_memory_free_reloads_it(
+    profile: Profile | None,
+) -> None:
+    models = (profile,) if profile else ()
+    a, b, c = asleep("a", 10000), asleep("b", 12000), asleep("c", 12000)
+    assert goes_to(asked(fleet(c, b, a, models=models))) == ("lazy", "b")
+    reserved = asleep("b", 12000, reserve_mb=1000)
+    assert goes_to(asked(fleet(c, reserved, a, models=models))) == ("lazy", "c")
+    assert goes_to(asked(fleet(c, b, a, models=models), tried=("b", "c"))) == ("lazy", "a")
+
+
+def test_a_catalogue_model_is_left_to_a_node_only_where_it_fits() -> None:
+    tight = asleep("a", 8999, "x")
+    assert goes_to(asked(fleet(tight, asleep("b", 9000), models=(BIG,)))) == ("lazy", "b")
+    assert goes_to(asked(fleet(tight, node("b", free=(9000,)), models=(BIG,)))) == ("load", "b")
+    ledger = Ledger(promises={("b", "n"): Promise({0: 9000.0}, {0: 17000.0})})
+    roomy = asleep("b", 17000)
+    assert goes_to(asked(fleet(roomy, node("c"), models=(BIG,)), ledger)) == ("load", "c")
+
+
+def test_elsewhere_room_is_made_for_it_first_on_any_node() -> None:
+    decision = asked(fleet(asleep("a", 4000, "x"), models=(BIG,)))
+    assert isinstance(decision, Load)
+    assert (decision.placement.node, decision.placement.victims) == ("a", ("x",))
+    other = node("b", {"y": held(19000)}, free=(5000,))
+    assert goes_to(asked(fleet(asleep("a", 4000, "x"), other, models=(BIG,)))) == ("load", "b")
+    nothing = asked(fleet(asleep("a", 4000, "high"), models=(BIG, HIGH)))
+    assert goes_to(nothing) == ("no_room", None)
+
+
+def test_what_is_in_no_catalogue_is_left_to_its_node_however_full_that_is() -> None:
+    assert goes_to(asked(fleet(asleep("a", 0, "x")))) == ("lazy", "a")
+
+
+def test_a_node_that_was_not_described_reloads_what_it_knows() -> None:
+    assert (
+        goes_to(asked(fleet(node("a", {"m": "unloaded"}, gpus=None), models=(BIG,))))[0] == "lazy"
+    )
+
+
+def test_where_a_load_failed_lately_it_is_not_reloaded_behind_our_back() -> None:
+    ledger = Ledger(failures={("a", "m"): Failure("no", until=107.0)})
+    snapshot = fleet(asleep("a", 24000), node("b"), models=(BIG,))
+    assert goes_to(asked(snapshot, ledger)) == ("load", "b")
+
+
+def test_whom_we_woke_is_woken_again_though_it_is_full_by_now() -> None:
+    ledger = Ledger(in_flight={("a", "m"): 1})
+    snapshot = fleet(asleep("a", 10, "x"), asleep("b", 24000), models=(BIG,))
+    assert goes_to(asked(snapshot, ledger)) == ("lazy", "a")
+
+
+def test_a_model_that_is_being_unloaded_is_not_begun_anew_where_it_does_not_fit() -> None:
+    ledger = Ledger(gates={"m": {"a"}})
+    gated = node("a", {"m": "loaded"})
+    snapshot = fleet(gated, asleep("b", 4000, "x"), models=(BIG,))
+    assert goes_to(asked(snapshot, ledger)) == ("unloading", "a")
 
 
 @pytest.mark.parametrize("status", ["loaded", "unloaded"])
