@@ -167,7 +167,7 @@ class Simple:
     def _on(self, profile: Profile, node: Node, picture: Picture) -> Placement:
         hardware = node.hardware
         fitting = placement.fitting_devices(profile, hardware) if hardware else []
-        free = picture.free(node.name, [device.index for device in fitting])
+        free = picture.free(node.name, fitting)
         best = sorted(sorted(free, key=lambda at: -free[at])[: profile.min_devices])
         spec = LoadRequest(profile.id, profile.harness, devices=best)
         share = (profile.vram_mb or 0) / profile.min_devices
