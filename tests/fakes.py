@@ -34,6 +34,7 @@ class FakeNeuron:
         self.models = dict(models or {})
         self.discovery = {"devices": [GPU] if devices is None else devices} | (discovery or {})
         self.health: dict[str, Any] = {}
+        self.raw: dict[str, bytes] = {}  # path → what is answered there instead
         self.started = time.monotonic()
         self.host = host
         self.token = token
@@ -94,6 +95,8 @@ class FakeNeuron:
             return web.Response()
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.json_response({"error": "unauthorized"}, status=401)
+        if path in self.raw:
+            return web.Response(body=self.raw[path], content_type="application/json")
         if request.method == "POST" and path == "/models/load":
             return await self.load_answer(body)
         if request.method == "POST" and path == "/models/unload":

@@ -6,8 +6,14 @@ import prometheus_client
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
-from cortexd.metrics import Counter, Histogram
+from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.observe import Observation, observed
+from cortexd.fleet.sanity import sane
+from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
+from cortexd.metrics import Counter, FleetCollector, Histogram
+from tests.fleet import nasty
 
 BOUNDS = (0.1, 1.0, 60.0)
 VALUES = st.floats(0, 1000) | st.sampled_from(BOUNDS)
@@ -49,3 +55,20 @@ def test_without_labels_a_histogram_is_there_before_it_has_counted_anything() ->
     ours = Histogram("x", "Some.", BOUNDS, ())
     theirs = prometheus_client.Histogram("x", "Some.", buckets=BOUNDS, registry=None)
     assert text(ours).splitlines() == without_created(text(theirs))
+
+
+@given(nasty.observations())
+def test_whatever_a_node_reports_its_series_can_be_read_and_none_is_there_twice(
+    said: Observation,
+) -> None:
+    better, _ = sane(said, None)
+    one = observed(Node("n", "http://n"), better, Catalogue(), unhealthy_after=1)
+    snapshot = with_node(Snapshot(), one)
+    gauges = FleetCollector(lambda: snapshot, Ledger(), dict, lambda: 0.0, lambda: 100.0)
+    samples = [
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in text_string_to_metric_families(text(gauges))
+        for sample in family.samples
+    ]
+    assert len(set(samples)) == len(samples)
+    assert all(len(value) <= 512 for _, labels in samples for _, value in labels)

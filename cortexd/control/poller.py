@@ -74,6 +74,7 @@ class Poller:
         failure = _failure(models)
         known = self._registry.snapshot.nodes[name]
         discovery: Discovery | None = None
+        undescribed: str | None = None
         if failure is None and (
             known.hardware is None
             or (
@@ -82,8 +83,10 @@ class Poller:
             )
         ):
             # A node that is not described serves what it has; nothing is placed there.
-            with suppress(NodeError):
+            try:
                 discovery = await client.discovery(timeout)
+            except NodeError as error:
+                undescribed = str(error)
         return Observation(
             sent=sent,
             received=asyncio.get_running_loop().time(),
@@ -91,6 +94,8 @@ class Poller:
             health=health if isinstance(health, Health) else None,
             discovery=discovery,
             failure=failure,
+            health_failure=str(health) if isinstance(health, NodeError) else None,
+            discovery_failure=undescribed,
         )
 
 

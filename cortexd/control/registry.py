@@ -19,6 +19,7 @@ from cortexd.control.statelog import StateLog
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.choice import is_over, is_suspect, worsened
 from cortexd.fleet.observe import Observation, forgotten, observed, told
+from cortexd.fleet.sanity import sane, standing
 from cortexd.fleet.snapshot import (
     DEFAULT_POLICY,
     Ledger,
@@ -91,11 +92,18 @@ class Registry:
         self.watchers: list[Callable[[str, Observation], None]] = []
 
     def observe(self, name: str, seen: Observation) -> Node:
-        """Take in one poll of a node; returns the node as it now stands."""
+        """Take in one poll of a node; returns the node as it now stands.
+
+        What can't be true is not believed; the operator is told once.
+        """
         before = self.snapshot.nodes[name]
+        seen, complaints = sane(seen, before.hardware)
         after = observed(
             before, seen, self.snapshot.catalogue, unhealthy_after=self._unhealthy_after
         )
+        nonsense = standing(before.nonsense, complaints, seen)
+        if nonsense is not before.nonsense:
+            after = msgspec.structs.replace(after, nonsense=nonsense)
         self._state_log.look(before, after, seen.received)
         if before.healthy != after.healthy:
             kind: Kind = "node_up" if after.healthy else "node_down"

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from cortexd.fleet.sanity import in_words
 from cortexd.fleet.snapshot import Node
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ class StateLog:
             told = self._told[after.name] = _Told(before.healthy)
         if after.epoch != before.epoch:
             log.warning("node %s has restarted", after.name)
+        if before.hardware is not after.hardware:
+            _look_at_host(before, after)
+        if before.nonsense is not after.nonsense:
+            _look_at_nonsense(before, after)
         changes = told.changes
         if before.healthy != after.healthy:
             changes.append(now)
@@ -73,3 +78,27 @@ class StateLog:
             told.at = now
             log.warning("node %s: %s", after.name, after.trouble)
         told.trouble = after.trouble
+
+
+def _look_at_host(before: Node, after: Node) -> None:
+    was = before.hardware and before.hardware.hostname
+    now = after.hardware and after.hardware.hostname
+    if was and now and was != now:
+        log.warning(
+            "node %s was the host %s and is %s now; if that is not meant, check its endpoint",
+            after.name,
+            was,
+            now,
+        )
+
+
+def _look_at_nonsense(before: Node, after: Node) -> None:
+    new = {it: known for it, known in after.nonsense.items() if it not in before.nonsense}
+    if new:
+        log.warning(
+            "node %s reports nonsense, which is ignored; look at its neuron: %s",
+            after.name,
+            in_words(new),
+        )
+    elif before.nonsense and not after.nonsense:
+        log.info("node %s reports no more nonsense", after.name)

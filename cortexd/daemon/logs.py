@@ -42,7 +42,9 @@ class Words(logging.Formatter):
         fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
         line = f"{clock} {record.levelname:<7} {escaped(record.getMessage() + fields)}"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            # Its last line may hold anything; what ends a line here is only what Python puts there.
+            traceback = self.formatException(record.exc_info)
+            line += "".join(f"\n{escaped(part)}" for part in traceback.split("\n"))
         return line
 
 

@@ -62,7 +62,7 @@ def choose(
     best = _preferred(replicas, ledger, now)
     if len(best) == 1:
         return best[0]
-    scores = [score(replica, snapshot, ledger, now) for replica in best]
+    scores = _scores(best, snapshot, ledger, now)
     lowest = min(scores)
     most = lowest + max(SLACK, SHARE * lowest)
     equals = [replica for replica, points in zip(best, scores, strict=True) if points <= most]
@@ -80,16 +80,27 @@ def score(
     The requests are those in flight from here, or what its node last reported and what came and
     went from here since, whichever is more. without: that many of ours are left out.
     """
-    key = (replica.node, replica.model)
-    node = snapshot.nodes[replica.node]
-    load = ours = ledger.in_flight.get(key, 0)
-    reported = node.busy.get(replica.model)
-    if reported and now - node.health_at <= snapshot.policy.stale_after:
-        load = max(ours, reported + ours - ledger.counted.get(key, 0))
-    points = (load - without) / node.weight
-    if ledger.faults and (fault := ledger.faults.get(key)) is not None:
-        points += penalty(fault, now)
-    return points
+    (points,) = _scores([replica], snapshot, ledger, now)
+    return points - without / snapshot.nodes[replica.node].weight
+
+
+def _scores(replicas: list[Replica], snapshot: Snapshot, ledger: Ledger, now: float) -> list[float]:
+    nodes, faults = snapshot.nodes, ledger.faults
+    in_flight, counted = ledger.in_flight.get, ledger.counted.get
+    oldest = now - snapshot.policy.stale_after
+    scores = []
+    for replica in replicas:
+        name, model = key = replica.node, replica.model
+        node = nodes[name]
+        load = in_flight(key, 0)
+        reported = node.busy.get(model)
+        if reported and node.health_at >= oldest and (others := reported - counted(key, 0)) > 0:
+            load += others
+        points = load / node.weight
+        if faults and (fault := faults.get(key)) is not None:
+            points += penalty(fault, now)
+        scores.append(points)
+    return scores
 
 
 def penalty(fault: Fault, now: float) -> float:

@@ -33,7 +33,8 @@ class Observation(msgspec.Struct, frozen=True):
     """One round of polling a node. Times are monotonic seconds.
 
     models: None when /models failed; `failure` then says why.
-    health, discovery: None when not asked or not answered.
+    health, discovery: None when not asked or not answered; `health_failure` and
+    `discovery_failure` say why they were not answered.
     """
 
     sent: float
@@ -42,6 +43,8 @@ class Observation(msgspec.Struct, frozen=True):
     health: Health | None = None
     discovery: Discovery | None = None
     failure: str | None = None
+    health_failure: str | None = None
+    discovery_failure: str | None = None
 
 
 def is_restarted(node: Node, health: Health, now: float) -> bool:
@@ -115,7 +118,7 @@ def _listed(models: list[Model], catalogue: Catalogue) -> dict[str, Model]:
         status = info.status if info.status in STATUSES else UNKNOWN
         if model != info.id or status != info.status:
             info = msgspec.structs.replace(info, id=model, status=status)  # noqa: PLW2901
-        listed[model] = info
+        listed.setdefault(model, info)
     return listed
 
 

@@ -39,6 +39,16 @@ class Told(msgspec.Struct, frozen=True):
     at: float
 
 
+class Nonsense(msgspec.Struct, frozen=True):
+    """Something that a node reported and that can't be true; what is kept by the complaint.
+
+    where: the models or devices concerned, in words; may be empty. at: when it last did, monotonic.
+    """
+
+    where: str
+    at: float
+
+
 class Policy(msgspec.Struct, frozen=True):
     """What an operator may have decided about the whole fleet; see the configuration's `[routing]`
     and `[eviction]`.
@@ -68,6 +78,7 @@ class Node(msgspec.Struct, frozen=True):
     weight, reserve_mb: as configured.
     busy: model → requests that run or queue there, by its last report (at `health_at`).
     last_contact: monotonic seconds of the last good answer.
+    nonsense: what it reports and is not believed, by the complaint in words.
     """
 
     name: str
@@ -87,6 +98,7 @@ class Node(msgspec.Struct, frozen=True):
     models: Mapping[str, Model] = {}
     told: Mapping[str, Told] = {}
     busy: Mapping[str, int] = {}
+    nonsense: Mapping[str, Nonsense] = {}
 
     @property
     def is_available(self) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from cortexd.fleet.snapshot import Snapshot
 
+MAX_REASONS: Final = 50  # one node may have a thousand models that can't serve
+
 
 class Condition(msgspec.Struct, frozen=True):
-    """GET /health: the worst that is true, and every reason for it."""
+    """GET /health: the worst that is true, and the reasons for it, the first ones of very many."""
 
     status: Literal["ok", "degraded", "impaired"]
     reasons: list[str]
@@ -41,4 +43,7 @@ def condition(snapshot: Snapshot, longest_wait: float, bound: float) -> Conditio
         status = "degraded"
     if impaired:
         status = "impaired"
-    return Condition(status, impaired + degraded)
+    reasons = impaired + degraded
+    if len(reasons) > MAX_REASONS:
+        reasons[MAX_REASONS - 1 :] = [f"and {len(reasons) - MAX_REASONS + 1} more"]
+    return Condition(status, reasons)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import aiohttp
 import msgspec
@@ -13,6 +13,8 @@ from yarl import URL
 from cortexd.wire import neuron as wire
 
 T = TypeVar("T")
+
+MAX_URL: Final = 2048  # characters of an endpoint; the usual bound for a URL
 
 _decode_discovery = msgspec.json.Decoder(wire.Discovery)
 _decode_health = msgspec.json.Decoder(wire.Health)
@@ -59,7 +61,10 @@ class NeuronClient:
     async def endpoint(self, model: str, timeout: float) -> str:
         """GET /models/{id}/endpoint: the URL as the node spells it."""
         path = wire.endpoint_path(model)
-        return _decoded(_decode_endpoint, await self._get(path, timeout), path).url
+        url = _decoded(_decode_endpoint, await self._get(path, timeout), path).url
+        if len(url) > MAX_URL:  # it is quoted to people when it can't be used
+            raise NodeError(f"{path}: a URL of over {MAX_URL} characters")
+        return url
 
     async def load(self, request: wire.LoadRequest) -> str:
         """POST /models/load: `loaded`, or `loading` when the node only took note.
@@ -108,7 +113,7 @@ class NeuronClient:
         except TimeoutError as error:
             raise NodeError(f"{path}: no answer within {timeout or 10.0:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise NodeError(f"{path}: {_words(error)}") from error
+            raise NodeError(f"{path}: {wire.plain(_words(error))}") from error
         if answer.status == 200:
             return content
         words, code = wire.fault_text(content)
@@ -137,5 +142,6 @@ async def _read(answer: aiohttp.ClientResponse, path: str) -> bytes:
 def _decoded(decoder: msgspec.json.Decoder[T], body: bytes, path: str) -> T:
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    # ValueError is any of msgspec's, and bytes that are no UTF-8.
+    except (ValueError, RecursionError) as error:
         raise NodeError(f"{path}: not what a neuron answers: {error}") from error

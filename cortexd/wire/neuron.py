@@ -25,6 +25,7 @@ UNKNOWN: Final = "unknown"
 STATUSES: Final = frozenset({LOADED, UNLOADED, RELOADING, LOADING, RECOVERING, FAILED})
 
 MAX_BODY: Final = 8 * 1024 * 1024  # bytes; a longer answer from a neuron is a failed poll
+MAX_TEXT: Final = 400  # characters that are kept of what a node says for people to read
 
 
 class Limit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -190,11 +191,18 @@ def endpoint_path(model: str) -> str:
     return f"/models/{quote(model, safe='')}/endpoint"
 
 
-def fault_text(body: bytes, limit: int = 400) -> tuple[str, str | None]:
+def plain(text: str, limit: int = MAX_TEXT) -> str:
+    """A node's words as one line without control characters, cut to `limit` characters."""
+    words = " ".join(text.split())
+    if not words.isprintable():
+        words = "".join(char if char.isprintable() else "?" for char in words)
+    return words if len(words) <= limit else words[: limit - 1] + "…"
+
+
+def fault_text(body: bytes) -> tuple[str, str | None]:
     """The node's own words in an error body, and its code if it gave one.
 
-    `error` may be a string or an object with a `message`; anything else is quoted as it came,
-    cut to `limit` characters.
+    `error` may be a string or an object with a `message`; anything else is quoted as it came.
     """
     words, code = body.decode("utf-8", "replace").strip(), None
     try:
@@ -207,6 +215,5 @@ def fault_text(body: bytes, limit: int = 400) -> tuple[str, str | None]:
         if isinstance(said := inner.get("message", error), str):
             words = said
         found = answer.get("code", inner.get("code"))
-        code = found if isinstance(found, str) else None
-    words = " ".join(words.split())
-    return (words if len(words) <= limit else words[: limit - 1] + "…"), code
+        code = found[:MAX_TEXT] if isinstance(found, str) else None
+    return plain(words), code

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
@@ -90,3 +92,37 @@ async def test_a_wrong_token_names_the_token_file() -> None:
         assert trouble is not None
         assert "token_file" in trouble
         assert "wrong" not in trouble
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"[]", b'{"uptime_secs":1e400}', b'{"devices":[{}]}'])
+async def test_a_health_that_can_not_be_read_only_ages_what_it_would_say(body: bytes) -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.health = {"devices": [{"index": 0, "vram_free_mb": 7}]}
+    async with running_fleet(a=neuron, config=polling(0.02)) as fleet:
+        registry = fleet.gateway.registry
+        neuron.raw["/health"] = body
+        await until(lambda: bool(registry.snapshot.nodes["a"].nonsense))
+        before = registry.snapshot.nodes["a"]
+        await until(lambda: registry.snapshot.nodes["a"].last_contact != before.last_contact)
+        after = registry.snapshot.nodes["a"]
+        assert after.healthy
+        assert after.trouble is None
+        assert after.health is before.health
+        assert after.health_at == before.health_at < (after.last_contact or 0)
+        assert (await fleet.ask()).status == 200
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"[]", b'{"devices":[{"index":0}]}', b""])
+async def test_a_description_that_can_not_be_read_stops_no_serving(body: bytes) -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.raw["/discovery"] = body
+    async with running_fleet(Profile("other"), a=neuron, config=polling(0.02)) as fleet:
+        assert (await fleet.ask()).status == 200
+        assert (await fleet.ask("other")).headers["x-cortex-code"] == "feasible_node_unhealthy"
+        assert list(fleet.gateway.registry.snapshot.nodes["a"].nonsense) == [
+            "/discovery: no usable answer, so nothing new is placed there"
+        ]
+        del neuron.raw["/discovery"]  # it is asked for until there is one
+        await until(lambda: fleet.gateway.registry.snapshot.nodes["a"].hardware is not None)
+        assert not fleet.gateway.registry.snapshot.nodes["a"].nonsense
+        assert (await fleet.ask("other")).status == 200

@@ -32,7 +32,7 @@ def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, level: str = "
     log.debug("quiet")
     log.info("model %s", "evil\r\n\x1b[31m\u202ename", extra={"node": "a\nb", "count": 2})
     try:
-        raise ValueError("first\nsecond")
+        raise ValueError("first\nsecond\x1b[2J")
     except ValueError:
         log.exception("failed")
 
@@ -48,7 +48,7 @@ def test_without_a_terminal_every_event_is_one_line_of_ascii_json(
     assert first["msg"] == "model evil\r\n\x1b[31m\u202ename"
     assert (first["level"], first["logger"]) == ("info", "cortexd.test")
     assert (first["node"], first["count"]) == ("a\nb", 2)
-    assert second["traceback"].endswith("ValueError: first\nsecond")
+    assert second["traceback"].endswith("ValueError: first\nsecond\x1b[2J")
     assert "\x1b" not in text
 
 
@@ -60,6 +60,7 @@ def test_on_a_terminal_it_is_words_with_nothing_that_moves_the_cursor(
     first = stream.getvalue().splitlines()[0]
     assert first.isascii()
     assert first.isprintable()
+    assert stream.getvalue().replace("\n", "").isprintable()
     assert first.endswith(r"INFO    model evil\r\n\x1b[31m\u202ename node=a\nb count=2")
 
 

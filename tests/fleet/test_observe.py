@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, is_restarted, observed, told
-from cortexd.fleet.snapshot import Node
-from cortexd.wire.neuron import Health, Model, ModelLoad
+from cortexd.fleet.placement import place
+from cortexd.fleet.routing import Query, decide
+from cortexd.fleet.sanity import MAX_COUNT, MAX_DEVICES, MAX_ID, sane
+from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
+from cortexd.wire.neuron import LOADED, LOADING, STATUSES, UNKNOWN, Health, Model, ModelLoad
+from tests.fleet import nasty
 from tests.fleet.fleet import hardware, node
 
 NOTHING = Catalogue()
@@ -142,3 +150,94 @@ def test_a_load_is_as_old_as_the_report_that_told_it() -> None:
     later = after(one, seen(Model("m", "loaded"), sent=12.0))
     assert (later.busy, later.health_at) == ({"m": 2}, 10.1)
     assert not after(later, seen(Model("m", "loaded"), sent=14.0, health=Health())).busy
+
+
+def test_of_a_model_that_is_listed_with_and_without_its_source_the_first_counts() -> None:
+    catalogue = Catalogue.of((Profile("a/b", source="hf"),), {})
+    twice = seen(Model("hf:a/b", "loaded"), Model("a/b", "unloaded"))
+    assert observed(node("a"), twice, catalogue, unhealthy_after=3).models["a/b"].status == LOADED
+
+
+CATALOGUE = Catalogue.of(
+    (Profile("a", vram_mb=8000), Profile("team/c", source="hf", min_devices=2), Profile("other")),
+    {"alias": "a"},
+)
+facts = st.tuples(
+    st.sampled_from(["a", "b", "other"]),
+    st.sampled_from([LOADED, LOADING, "unloaded"]),
+    st.floats(-2, 2),  # seconds after the poll before it was sent
+)
+steps = st.lists(
+    st.tuples(st.sampled_from(["n", "o"]), nasty.observations() | facts | st.just("forget")),
+    max_size=12,
+)
+
+
+def at(clock: float, said: Observation) -> Observation:
+    return Observation(
+        clock,
+        clock + 0.1,
+        said.models,
+        said.health,
+        said.discovery,
+        said.failure,
+        said.health_failure,
+        said.discovery_failure,
+    )
+
+
+@given(steps)
+def test_whatever_nodes_report_the_picture_of_them_makes_sense(
+    steps: list[tuple[str, Any]],
+) -> None:
+    snapshot = Snapshot(catalogue=CATALOGUE, settled=True)
+    for name in ("n", "o"):
+        snapshot = with_node(snapshot, Node(name, f"http://{name}"))
+    for turn, (name, step) in enumerate(steps):
+        clock, one = 10.0 * turn, snapshot.nodes[name]
+        if step == "forget":
+            one = forgotten(one, "a")
+        elif isinstance(step, tuple):
+            one = told(one, step[0], step[1], clock + step[2])
+        else:
+            before = one
+            said, _ = sane(at(clock, step), one.hardware)
+            one = observed(one, said, CATALOGUE, unhealthy_after=2)
+            assert one.polled
+            for model, fact in before.told.items():
+                if fact.at >= clock or step.models is None:
+                    assert one.models[model].status == fact.status
+        snapshot = with_node(snapshot, one)
+        assert_consistent(snapshot)
+
+
+def assert_consistent(snapshot: Snapshot) -> None:
+    """The index and the nodes agree, nothing is out of bounds, and every decision can be taken."""
+    indexed = {
+        (replica.node, model, replica.model, replica.status, replica.epoch)
+        for model, replicas in snapshot.replicas.items()
+        for replica in replicas
+    }
+    assert indexed == {
+        (one.name, model, info.id, info.status, one.epoch)
+        for one in snapshot.nodes.values()
+        for model, info in one.models.items()
+    }
+    assert sum(map(len, snapshot.replicas.values())) == len(indexed)
+    assert all(snapshot.replicas.values())
+    assert snapshot.healthy == sum(one.healthy for one in snapshot.nodes.values())
+    for one in snapshot.nodes.values():
+        assert all(0 <= count <= 2 * MAX_COUNT for count in one.busy.values())
+        for model, info in one.models.items():
+            assert 0 < len(model) <= MAX_ID
+            assert model.isprintable()
+            assert info.status in STATUSES | {UNKNOWN}
+            assert set(info.devices or ()) <= set(range(MAX_DEVICES))
+        for devices in (one.hardware and one.hardware.devices, one.health and one.health.devices):
+            indices = [device.index for device in devices or ()]
+            assert len(set(indices)) == len(indices)
+            assert set(indices) <= set(range(MAX_DEVICES))
+    for model in {*snapshot.replicas, *CATALOGUE.profiles, "nobody"}:
+        decide(Query(model), snapshot, Ledger(), 1000.0)
+    for profile in CATALOGUE.profiles.values():
+        place(profile, snapshot, Ledger(), 1000.0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cortexd.fleet.snapshot import Snapshot
-from cortexd.gateway.health import Condition
+from cortexd.gateway.health import MAX_REASONS, Condition
 from cortexd.gateway.health import condition as condition_of
 from cortexd.wire.neuron import Model
 from tests.fleet.fleet import BROKEN, fleet, node
@@ -40,3 +40,10 @@ def test_a_wait_past_its_bound_impairs() -> None:
     assert seen.reasons == [
         "a request has waited for a model for 1900 s; it should not for over 1800 s"
     ]
+
+
+def test_of_very_many_reasons_the_first_are_told() -> None:
+    broken = {f"m{i}": Model(f"m{i}", "loaded", servable=BROKEN) for i in range(1000)}
+    seen = condition(fleet(node("a", broken)))  # type: ignore[arg-type]
+    assert len(seen.reasons) == MAX_REASONS
+    assert seen.reasons[-1] == f"and {1001 - MAX_REASONS} more"

@@ -3,13 +3,21 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
 
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
+from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.observe import Observation, observed
+from cortexd.fleet.sanity import sane
+from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
+from cortexd.gateway.openai import ModelBook
 from cortexd.wire.neuron import Cost, Limit
 from tests.fakes import FakeNeuron
+from tests.fleet import nasty
 from tests.gateway.fleet import Fleet, running_fleet
 from tests.waiting import until
 
@@ -129,3 +137,13 @@ async def test_the_status_is_the_best_of_what_nodes_say(
         a=FakeNeuron({"m": statuses[0]}), b=FakeNeuron({"m": statuses[1]})
     ) as fleet:
         assert (await listed(fleet))["m"]["status"] == shown
+
+
+@given(nasty.observations())
+def test_whatever_a_node_reports_the_list_can_be_read(said: Observation) -> None:
+    catalogue = Catalogue.of((Profile("a"),), {"alias": "b"})
+    better, _ = sane(said, None)
+    one = observed(Node("n", "http://n"), better, catalogue, unhealthy_after=1)
+    snapshot = with_node(Snapshot(catalogue=catalogue), one)
+    listed = msgspec.json.decode(msgspec.json.encode(ModelBook(0).list(snapshot, Ledger())))
+    assert {card["id"] for card in listed["data"]} == {"a", "alias", *one.models}

@@ -4,11 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
+import msgspec
 import pytest
+import uvloop
 from aiohttp import web
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from cortexd.nodes.client import NeuronClient, NodeError
-from cortexd.wire.neuron import LOADED, LoadRequest, Model, UnloadRequest
+from cortexd.nodes.client import MAX_URL, NeuronClient, NodeError
+from cortexd.wire import neuron as wire
+from cortexd.wire.neuron import LOADED, Discovery, Health, LoadRequest, Model, UnloadRequest
 from tests.fakes import FakeNeuron
 
 
@@ -171,3 +176,105 @@ async def test_a_call_that_is_cancelled_leaves_nothing_running(
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await client.load(LoadRequest("m"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xfe",
+        b'[{"id":"\xff","status":"loaded"}]',
+        b'[{"id":"\\ud800","status":"loaded"}]',
+        b'[{"id":"m","status":"loaded","vram_used_mb":1e400}]',
+        b'[{"id":"m","status":"loaded","vram_used_mb":' + b"9" * 5000 + b"}]",
+        b'[{"id":"m","status":"loaded","x":' + b"[" * 100_000,
+        b'{"id":"m","status":"loaded"}',
+        b"",
+    ],
+)
+async def test_what_can_not_be_decoded_fails_the_call_in_words(
+    client: NeuronClient, neuron: FakeNeuron, body: bytes
+) -> None:
+    neuron.raw["/models"] = body
+    with pytest.raises(NodeError, match="/models: not what a neuron answers") as error:
+        await client.models(5)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+
+
+async def test_an_endpoint_without_end_is_not_quoted_to_anybody(
+    client: NeuronClient, neuron: FakeNeuron
+) -> None:
+    neuron.endpoint_answer = lambda _: web.json_response({"url": "x" * (MAX_URL + 1)})
+    with pytest.raises(NodeError, match="a URL of over 2048 characters"):
+        await client.endpoint("a/b", 5)
+
+
+WORDS = sorted(
+    {
+        field
+        for struct in vars(wire).values()
+        if isinstance(struct, type) and issubclass(struct, msgspec.Struct)
+        for field in struct.__struct_fields__
+    }
+)
+atoms = st.sampled_from(
+    [
+        *(b"null", b"true", b"-1", b"0", b"1.5", b"1e400", b"-1e308", b"NaN", b"{", b""),
+        *(b"9" * 400, b"9" * 5000, b"[" * 20_000),
+        *(b'""', b'"loaded"', b'"\xff"', b'"\\ud800"', b'"\\u001b[2J"'),
+    ]
+)
+documents = st.recursive(
+    atoms,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda parts: b"[%b]" % b",".join(parts)),
+        st.dictionaries(st.sampled_from(WORDS), inner, max_size=6).map(
+            lambda fields: (
+                b"{%b}"
+                % b",".join(b'"%b":%b' % (key.encode(), value) for key, value in fields.items())
+            )
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+def test_whatever_a_node_answers_is_a_value_or_an_error_in_words() -> None:
+    async def call(client: NeuronClient) -> None:
+        for answer, kind in (
+            (client.models(5), list),
+            (client.health(5), Health),
+            (client.discovery(5), Discovery),
+            (client.endpoint("m", 5), str),
+            (client.load(LoadRequest("m")), str),
+            (client.unload(UnloadRequest("m"), 5), str),
+        ):
+            try:
+                assert isinstance(await answer, kind)
+            except NodeError as error:
+                assert str(error).isprintable()
+                assert len(str(error)) < 1000
+
+    neuron = FakeNeuron()
+
+    @given(documents | st.binary())
+    @example(b'{"url":"http://localhost:1","status":"loaded","devices":[]}')
+    def check(body: bytes) -> None:
+        paths = ("/models", "/health", "/discovery", "/models/load", "/models/unload")
+        neuron.raw = dict.fromkeys((*paths, "/models/m/endpoint"), body)
+        runner.run(call(client))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        running = neuron.running()
+        runner.run(running.__aenter__())
+        session = runner.run(_session())
+        client = NeuronClient(session, neuron.url)
+        try:
+            check()
+        finally:
+            runner.run(session.close())
+            runner.run(running.__aexit__(None, None, None))
+
+
+async def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cortexd.wire.neuron import endpoint_path, fault_text
+from cortexd.wire.neuron import endpoint_path, fault_text, plain
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,8 @@ from cortexd.wire.neuron import endpoint_path, fault_text
         (b'{"message":"no disk"}', ("no disk", None)),
         (b"plain\n  words", ("plain words", None)),
         (b"[1]", ("[1]", None)),
+        (b'{"error":"\\u001b[31mno disk\\u0007"}', ("?[31mno disk?", None)),
+        (b'{"error":"no disk","code":"' + b"x" * 1000 + b'"}', ("no disk", "x" * 400)),
         (b"\xff\xfe", ("��", None)),
         (b"", ("", None)),
         (b"[" * 100_000, ("[" * 399 + "…", None)),
@@ -34,3 +36,9 @@ def test_long_words_are_cut() -> None:
 
 def test_the_id_in_an_endpoint_path_is_one_segment() -> None:
     assert endpoint_path("Qwen/Qwen3-8B") == "/models/Qwen%2FQwen3-8B/endpoint"
+
+
+def test_plain_words_are_one_printable_line_of_a_bounded_length() -> None:
+    assert plain("as it is") == "as it is"
+    assert plain(" two\r\n lines\x1b[2J\u202e ") == "two lines?[2J?"
+    assert plain("x" * 11, limit=10) == "x" * 9 + "…"
