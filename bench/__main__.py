@@ -6,7 +6,7 @@ import argparse
 import sys
 from itertools import takewhile
 
-from bench import decide, latency, poll, pumping, streams, waiters
+from bench import decide, fleet_sim, latency, poll, pumping, streams, waiters
 from bench.processes import raise_file_limit
 
 VERBS = {
@@ -17,6 +17,7 @@ VERBS = {
     "waiters": (waiters.run, waiters.add_options),
     "poll": (poll.run, poll.add_options),
     "decide": (decide.run, None),
+    "fleet": (fleet_sim.run, fleet_sim.add_options),
 }
 
 

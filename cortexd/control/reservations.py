@@ -14,6 +14,7 @@ from cortexd.control.registry import Registry
 from cortexd.control.turns import now
 from cortexd.fleet.memory import before
 from cortexd.fleet.observe import Observation
+from cortexd.fleet.promises import begun
 from cortexd.fleet.snapshot import FootprintKey, Promise
 from cortexd.wire.neuron import LOADED
 
@@ -36,7 +37,7 @@ class Reservations:
         """Its load begins: what is free now less what it needs is what there is for others."""
         snapshot, ledger = self._registry.snapshot, self._registry.ledger
         there = before(snapshot.nodes[node], snapshot, ledger, besides=model)
-        ledger.promises[node, model] = Promise(needs, there)
+        ledger.promises.update(begun(ledger.promises, (node, model), needs, there))
 
     def end(self, node: str, model: str) -> None:
         """Its load is over, well or not: what the node reports from now on says the rest."""
