@@ -106,6 +106,8 @@ class Dispatcher:
                     lease = await self._table.wait(decision, patience)
                     waited += self.now() - began
                     if lease is None:
+                        # It was there, and makes room for another one: that is our own doing, too.
+                        passes -= not for_us and query.model in registry.ledger.gates
                         continue
                 case Serve(replica) | Lazy(replica) if (
                     since is not None or (replica.node, replica.model) in registry.ledger.turns

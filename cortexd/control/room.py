@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 LOOK: Final = 1.0  # seconds between two looks at who is busy
 SETTLE: Final = 10.0  # seconds for a node to report the memory of what it has unloaded
-SPARED: Final = 60.0  # seconds for which a model that would not go is left alone
+SPARED: Final = 60.0  # seconds for which a model that would not go is left alone, at most
 
 
 class Room:
@@ -114,8 +114,9 @@ class Room:
 
     def _place(self, profile: Profile, *, unasked: bool) -> Placement:
         snapshot, ledger, moment = self._registry.snapshot, self._registry.ledger, now()
-        for key in [key for key, until in ledger.spared.items() if until <= moment]:
-            del ledger.spared[key]
+        for kept in (ledger.spared, ledger.stubborn):
+            for key in [key for key, until in kept.items() if until <= moment]:
+                del kept[key]
         placed = place(profile, snapshot, ledger, moment, unasked=unasked)
         if isinstance(placed, NoPlacement):
             raise refusal(profile.id, snapshot, placed, moment)
@@ -183,13 +184,15 @@ class _Wait:
             return
         if self._gated is not None and moment - self._gated_at >= policy.gate_timeout:
             log.warning(
-                "%r on %s still works after %g s without new requests; another one goes for %r",
+                "%r on %s still works after %g s without new requests; it gets some again, and %r "
+                "looks for another place",
                 self._gated,
                 placement.node,
                 policy.gate_timeout,
                 self._model,
             )
-            self._registry.ledger.spared[placement.node, self._gated] = moment + SPARED
+            until = moment + min(SPARED, policy.gate_timeout)
+            self._registry.ledger.stubborn[placement.node, self._gated] = until
             self._open()
         elif self._gated is None and (victim := self._at_work(placement)) is not None:
             self._gated, self._gated_at = victim, moment
@@ -207,7 +210,12 @@ class _Wait:
         and one that is loading has its own turn first."""
         snapshot, ledger = self._registry.snapshot, self._registry.ledger
         for resident in residents(snapshot.nodes[placement.node], snapshot, ledger, now()):
-            if resident.model in placement.blockers and resident.busy and resident.kept is None:
+            if (
+                resident.model in placement.blockers
+                and resident.busy
+                and resident.kept is None
+                and not resident.is_stubborn
+            ):
                 return resident.model
         return None
 

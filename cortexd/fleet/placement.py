@@ -14,15 +14,16 @@ import msgspec
 
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.memory import RESIDENT, believed, footprint, free, headroom, totals
-from cortexd.fleet.residents import Resident, may_displace, residents
+from cortexd.fleet.residents import LEAVING, Resident, last_use, may_displace, residents
 from cortexd.fleet.room import gains, make_room
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
 from cortexd.wire.neuron import Discovery, LoadRequest
 
 MOST_NAMES: Final = 8  # of what stands in the way, in words
 
-# blockers or not, place in `pinned_on`, how many leave, their latest use, less the MiB free, node
-_Loss = tuple[bool, int, int, float, float, str]
+# how hard it is to have them leave, place in `pinned_on`, how many do, their latest use, less the
+# MiB free, node
+_Loss = tuple[int, int, int, float, float, str]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -48,7 +49,8 @@ class Assessment(msgspec.Struct, frozen=True):
     unknown.
     devices: the best ones for it, ascending. fits: there is room on them now.
     victims: idle models that must go first. blockers: those that stand in the way as well and only
-    need time. last_use: the latest of theirs, monotonic.
+    need time. is_stubborn: one of these did not come to an end a moment ago, though it got nothing
+    new. last_use: the latest of theirs, monotonic.
     crowded: why there is no room, and waiting makes none.
     """
 
@@ -62,6 +64,7 @@ class Assessment(msgspec.Struct, frozen=True):
     fits: bool = False
     victims: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
+    is_stubborn: bool = False
     last_use: float = 0.0
     crowded: str | None = None
 
@@ -155,7 +158,8 @@ def place(
 
     Where there is room comes first: earlier in `pinned_on`, then most memory free, then by name.
     Only when no node has room: earlier in `pinned_on`, then where the fewest have to leave, those
-    that were used least recently. Who works, or has only just come, is asked last.
+    that were used least recently. Who works, or has only just come, is asked last, and after them
+    who went on working when that was tried.
 
     A node where the load failed lately is passed over until its back-off has ended; nodes in
     `avoid` are never looked at. unasked: no request has asked for this load.
@@ -237,16 +241,16 @@ def _least_loss(
     unasked: bool,
 ) -> Assessment | None:
     """The node where making room costs least; those where nothing makes any go to `nothing`."""
-    rank, used = _rank(profile), ledger.last_access.get
+    rank = _rank(profile)
 
     def at_least(seen: Assessment) -> _Loss:
         """The fewest that can be enough, and the oldest; without a look at who may leave."""
         there = [one for one in snapshot.nodes[seen.node].models.values() if one.status in RESIDENT]
-        oldest = min((used((seen.node, one.id), 0.0) for one in there), default=0.0)
+        oldest = min((last_use((seen.node, one.id), ledger) for one in there), default=LEAVING)
         largest = max((believed(one.vram_used_mb) or math.inf for one in there), default=math.inf)
         short = sum(max(0.0, mb - seen.free[index]) for index, mb in seen.needs.items())
         count = max(1, math.ceil(short / largest))
-        return False, rank(seen.node), count, oldest, -seen.free_mb, seen.node
+        return 0, rank(seen.node), count, oldest, -seen.free_mb, seen.node
 
     best: Assessment | None = None
     least: _Loss | None = None
@@ -260,7 +264,7 @@ def _least_loss(
             continue
         victims, blockers = len(cleared.victims), len(cleared.blockers)
         loss = (
-            blockers > 0,
+            (blockers > 0) + cleared.is_stubborn,
             rank(seen.node),
             victims + blockers,
             cleared.last_use,
@@ -298,8 +302,11 @@ def _cleared(
         room = make_room(profile.min_devices, share, usable, returns, idle)
         if room is None and snapshot.policy.evicts and not unasked:
             # The others only need time; those who could leave at once are still asked first.
-            others = [one for one in willing if not one.is_idle]
+            others = [one for one in willing if not one.is_idle and not one.is_stubborn]
             room = make_room(profile.min_devices, share, usable, returns, idle + others)
+            if room is None:
+                others += [one for one in willing if one.is_stubborn]
+                room = make_room(profile.min_devices, share, usable, returns, idle + others)
     if room is None:
         held = [one for one in people if one not in idle]
         return msgspec.structs.replace(seen, crowded=_crowd(profile, seen, node, limits, held))
@@ -308,6 +315,7 @@ def _cleared(
         devices=room.devices,
         victims=tuple(one.model for one in willing if one in room.leaving and one.is_idle),
         blockers=tuple(one.model for one in willing if one in room.leaving and not one.is_idle),
+        is_stubborn=any(one.is_stubborn for one in room.leaving),
         last_use=room.last_use,
     )
 

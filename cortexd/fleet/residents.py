@@ -14,6 +14,7 @@ from cortexd.fleet.snapshot import Ledger, Node, Snapshot
 from cortexd.wire.neuron import LOADED, LOADING
 
 LEAST_RESIDENCY: Final = 15.0  # seconds that a model stays after its first answer, at least
+LEAVING: Final = -1.0  # earlier than any use
 RECENT: Final = 600.0  # seconds for which a request protects a model from loads nobody asked for
 
 
@@ -21,10 +22,11 @@ class Resident(msgspec.Struct, frozen=True):
     """A model that holds memory of a node, or is about to.
 
     mb: MiB on each of its devices; None: unknown.
-    last_use: monotonic seconds of its last request through us; 0: never.
+    last_use: monotonic seconds of its last request through us; 0: never; LEAVING: it gets none.
     busy: requests run there, or wait for their turn.
     kept: why it may not be unloaded now, whoever wants to; None: nothing is against it.
     is_spared: it would not leave a moment ago, and is not asked again so soon.
+    is_stubborn: it went on working a moment ago though it got nothing new.
     """
 
     node: str
@@ -36,6 +38,7 @@ class Resident(msgspec.Struct, frozen=True):
     busy: bool = False
     kept: str | None = None
     is_spared: bool = False
+    is_stubborn: bool = False
 
     @property
     def is_idle(self) -> bool:
@@ -50,8 +53,8 @@ def residents(
 
     now: monotonic seconds. unasked: as seen by a load that no request has asked for.
 
-    A model is kept for its least residency from its first answer on. Before that only its waiters
-    keep it, which are in flight from the very moment that it is loaded.
+    A model is kept for its least residency from its first answer on, and before that by those who
+    wait for this answer, from the very moment that it is loaded.
     """
     there = totals(node.hardware)
     reported = node.busy if now - node.health_at <= snapshot.policy.stale_after else {}
@@ -76,10 +79,19 @@ def residents(
         if unasked and kept is None:
             kept = _preferred(key, profile, snapshot, ledger, now)
         priority = profile.priority if profile is not None else DEFAULT_PRIORITY
-        last_use = ledger.last_access.get(key, 0.0)
-        spared = ledger.spared.get(key, 0.0) > now
         found.append(
-            Resident(node.name, model, on, mb, priority, last_use, bool(busy), kept, spared)
+            Resident(
+                node.name,
+                model,
+                on,
+                mb,
+                priority,
+                last_use(key, ledger),
+                bool(busy),
+                kept,
+                is_spared=ledger.spared.get(key, 0.0) > now,
+                is_stubborn=bool(busy) and ledger.stubborn.get(key, 0.0) > now,
+            )
         )
     for model, devices in promised.items():  # loads that the node does not show yet
         profile = snapshot.catalogue.profiles.get(model)
@@ -89,6 +101,17 @@ def residents(
         found.append(Resident(node.name, model, on, mb, priority, kept=kept))
     found.sort(key=_age)
     return found
+
+
+def last_use(key: tuple[str, str], ledger: Ledger) -> float:
+    """Of a (node, model), as `Resident` has it.
+
+    What gets nothing new on its way out comes before all others, whatever it has just finished:
+    were another one chosen then, each would be on its way in turns and none would ever leave.
+    """
+    if key[0] in ledger.gates.get(key[1], ()):
+        return LEAVING
+    return ledger.last_access.get(key, 0.0)
 
 
 def may_displace(profile: Profile, resident: Resident) -> bool:
@@ -144,6 +167,9 @@ def _kept(
         left = served + least_residency(key, snapshot, ledger) - now
         if left > 0:
             return f"it has only just begun to serve: {left:.0f} s left of its min_residency"
+    elif key in ledger.in_flight or key in ledger.turns:
+        # Who has waited for its load would wait for another one.
+        return "it is at work, and has answered nobody yet"
     return None
 
 

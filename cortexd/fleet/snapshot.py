@@ -177,7 +177,8 @@ class Ledger:
     turns: where requests wait for their turn, and what to call when one that runs has ended.
     counted: how many of our requests ran there when its node last reported how busy it is.
     promises: memory for loads under way. footprints: MiB that models were seen to take.
-    spared: who would not leave, and until when nobody asks again.
+    spared: who would not leave, and until when nobody asks again. stubborn: who went on working
+    though it got nothing new, and until when that is not tried again.
     served: when it first answered since it is resident; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
     """
@@ -193,6 +194,7 @@ class Ledger:
     promises: dict[tuple[str, str], Promise] = field(default_factory=dict)
     footprints: dict[FootprintKey, float] = field(default_factory=dict)
     spared: dict[tuple[str, str], float] = field(default_factory=dict)
+    stubborn: dict[tuple[str, str], float] = field(default_factory=dict)
     served: dict[tuple[str, str], float] = field(default_factory=dict)
     load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 

@@ -51,7 +51,8 @@ POLL = 2.0  # seconds
 @dataclass
 class Machine:
     """A GPU host. vram: MiB of each device. sizes: what models truly take, in all; what is not here
-    takes its profile's word. strangers: requests that came past the gateway, by model."""
+    takes its profile's word. strangers: requests that came past the gateway, by model. slots: how
+    many requests each model takes at once, as the machine reports it."""
 
     name: str
     vram: tuple[int, ...] = (24000,)
@@ -60,6 +61,7 @@ class Machine:
     sizes: dict[str, int] = field(default_factory=dict)
     strangers: dict[str, int] = field(default_factory=dict)
     refuses: dict[str, NodeError] = field(default_factory=dict)
+    slots: int | None = None
     is_up: bool = True
 
 
@@ -139,8 +141,9 @@ class Host:
                 in_flight=self.house.serving(self.name, model)
                 + self.machine.strangers.get(model, 0),
                 queue_depth=0,
+                max_in_flight=self.machine.slots,
             )
-            for model in self.resident
+            for model in (*self.resident, *self.coming)
         ]
         health = Health(moment - self.begun, devices=devices, models=loads)
         discovery = Discovery([DeviceInfo(i, total) for i, total in enumerate(self.machine.vram)])

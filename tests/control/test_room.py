@@ -95,7 +95,7 @@ def test_a_model_that_is_always_at_work_gets_no_new_requests_after_a_while() -> 
     assert told[3:] == ["unload small from a", "load big on a"]
 
 
-def test_a_gate_that_does_not_help_is_opened_again_and_the_newcomer_is_told() -> None:
+def test_a_gate_that_does_not_help_is_opened_again_and_the_newcomer_waits_on() -> None:
     async def story(house: House) -> None:
         await house.ask("big")
         working = house.asking("big", hold=500)
@@ -103,12 +103,14 @@ def test_a_gate_that_does_not_help_is_opened_again_and_the_newcomer_is_told() ->
         newcomer = house.asking("small")
         await asyncio.sleep(100)
         behind = house.asking("big")
-        assert await newcomer == "no_room"
         assert await behind == "a", "the gate is open again"
         assert not working.done()
-        await working
+        late = house.asking("small")
+        assert await newcomer == await late == "a"
+        assert working.done()
 
-    assert tell(home(), story) == ["load big on a"]
+    told = tell(home(), story)
+    assert told == ["load big on a", "unload big from a", "load small on a"]
 
 
 def test_behind_a_gate_another_victim_is_found() -> None:
@@ -127,6 +129,59 @@ def test_behind_a_gate_another_victim_is_found() -> None:
 
     told = tell(home(BIG, SMALL, other, machines=machines), story)
     assert told[2:] == ["unload other from b", "load small on b"]
+
+
+def test_a_gate_stays_where_it_is_while_it_helps_whoever_works_least_just_then() -> None:
+    machines = (Machine("a"), Machine("b"))
+    other = Profile("other", vram_mb=18000)
+
+    async def story(house: House) -> None:
+        async def keep_busy(model: str, pause: float) -> None:
+            await asyncio.sleep(pause)
+            while not newcomer.done():
+                await house.ask(model, hold=9)
+
+        newcomer = asyncio.get_running_loop().create_future()
+        async with asyncio.TaskGroup() as crowd:
+            for model in ("big", "other"):
+                for number in range(3):
+                    pause = number * 3 + (model == "big") * 1.5
+                    crowd.create_task(keep_busy(model, pause))
+            await asyncio.sleep(LONG)
+            began = asyncio.get_running_loop().time()
+            await house.ask("small")
+            newcomer.set_result(None)
+            assert asyncio.get_running_loop().time() - began < 30 + 9 + 10  # patience, answer, swap
+
+    told = tell(home(BIG, SMALL, other, machines=machines), story)
+    assert len(told) == 6, "one swap, and the swap back"
+
+
+def test_a_model_that_was_just_loaded_answers_before_it_gets_no_new_requests() -> None:
+    async def story(house: House) -> None:
+        await house.ask("big")
+        await asyncio.sleep(LONG)
+        small = house.asking("small", hold=60)
+        await asyncio.sleep(1)
+        back = house.asking("big")
+        await asyncio.sleep(50)  # it insists by now
+        assert await house.ask("small") == "a"
+        assert not small.done()
+        assert not back.done()
+        await asyncio.gather(small, back)
+
+    tell(home(), story)
+
+
+def test_who_stands_in_line_for_a_model_that_makes_room_waits_for_its_return() -> None:
+    machine = Machine("a", slots=1)
+
+    async def story(house: House) -> None:
+        crowd = [house.asking(model, hold=2) for _ in range(60) for model in ("big", "small")]
+        assert set(await asyncio.gather(*crowd)) == {"a"}
+
+    told = tell(home(machines=(machine,)), story)
+    assert 4 < len(told) < 40, "they take turns, and not after each answer"
 
 
 def test_requests_that_came_past_the_gateway_count_as_work() -> None:

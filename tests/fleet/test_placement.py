@@ -223,6 +223,28 @@ def test_a_fresh_model_is_only_waited_for() -> None:
     assert (found.victims, found.blockers) == ((), ("x",))
 
 
+def test_who_went_on_working_when_it_got_nothing_new_is_waited_for_last() -> None:
+    at_work = {("a", "x"): 1, ("b", "y"): 1, ("b", "z"): 1}
+    ledger = Ledger(in_flight=at_work, stubborn={("a", "x"): NOW + 1})
+    snapshot = fleet(full("a", "x", mb=22000), full("b", "y", "z", mb=7000))
+    profile = Profile("m", vram_mb=23000)
+    assert placed(snapshot, profile, ledger).node == "b"
+    ledger.stubborn["b", "z"] = NOW + 1
+    found = placed(snapshot, profile, ledger)
+    assert (found.node, found.blockers) == ("a", ("x",)), "nobody is given up"
+
+
+def test_who_is_on_the_way_out_goes_on_being_waited_for() -> None:
+    at_work = {("a", "x"): 1, ("b", "y"): 1}
+    used = {("a", "x"): NOW - 1, ("b", "y"): NOW - 2}
+    ledger = Ledger(in_flight=at_work, last_access=used)
+    snapshot = fleet(full("a", "x"), full("b", "y"))
+    assert placed(snapshot, ledger=ledger).node == "b"
+    ledger.gates["y"] = {"b"}
+    used["b", "y"] = NOW
+    assert placed(snapshot, ledger=ledger).node == "b"
+
+
 def test_so_is_another_load_under_way() -> None:
     ledger = Ledger(promises={("a", "n"): Promise({0: 20000.0}, {0: 24000.0})})
     found = placed(fleet(node("a")), ledger=ledger)
@@ -239,6 +261,8 @@ def test_a_load_that_nobody_asked_for_waits_for_no_one_and_takes_only_what_is_un
     assert "'x' (it was asked for in the last 10m)" in nothing.crowded["a"]
     assert placed(snapshot, ledger=used).victims == ("x",)
     works = Ledger(in_flight={("a", "x"): 1})
+    assert "'x' (it is at work, and" in refused(snapshot, ledger=works, unasked=True).crowded["a"]
+    works.served["a", "x"] = NOW - 100
     assert "'x' (it is at work)" in refused(snapshot, ledger=works, unasked=True).crowded["a"]
 
 
@@ -481,12 +505,16 @@ def test_a_close_look_at_every_node_would_choose_no_other(
             ledger.last_access[name, model] = data.draw(st.sampled_from([0.0, 1.0, 2.0]))
             if data.draw(st.integers(0, 3)) == 0:
                 ledger.in_flight[name, model] = 1
+                if data.draw(st.booleans()):
+                    ledger.gates.setdefault(model, set()).add(name)
+                if data.draw(st.booleans()):
+                    ledger.stubborn[name, model] = NOW + 1
     snapshot = fleet(*nodes)
     looks = [assess(M, one, snapshot, ledger, NOW) for one in snapshot.nodes.values()]
     best = min(
         looks,
         key=lambda seen: (
-            bool(seen.blockers),
+            bool(seen.blockers) + seen.is_stubborn,
             len(seen.victims) + len(seen.blockers),
             seen.last_use,
             -seen.free_mb,

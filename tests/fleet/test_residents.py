@@ -88,6 +88,29 @@ def test_the_least_recently_used_come_first() -> None:
     assert [found.model for found in residents(one, fleet(one), ledger, NOW)] == ["y", "z", "x"]
 
 
+def test_who_is_on_the_way_out_comes_first_whatever_it_has_just_finished() -> None:
+    one = node("a", dict.fromkeys("xyz", "loaded"))
+    ledger = Ledger(last_access={("a", "x"): NOW, ("a", "z"): 3.0}, gates={"x": {"a"}, "z": {"b"}})
+    assert [found.model for found in residents(one, fleet(one), ledger, NOW)] == ["x", "y", "z"]
+
+
+def test_a_model_that_has_answered_nobody_yet_is_kept_by_those_who_wait_for_that() -> None:
+    for ledger in (Ledger(in_flight={KEY: 1}), Ledger(turns={KEY: lambda: None})):
+        assert there(ledger=ledger).kept == "it is at work, and has answered nobody yet"
+        ledger.served[KEY] = NOW - 100
+        assert there(ledger=ledger).kept is None
+
+
+def test_a_model_is_stubborn_only_while_it_works() -> None:
+    ledger = Ledger(stubborn={KEY: NOW + 1}, in_flight={KEY: 1}, served={KEY: NOW - 100})
+    assert there(ledger=ledger).is_stubborn
+    ledger.stubborn[KEY] = NOW
+    assert not there(ledger=ledger).is_stubborn
+    idle = there(ledger=Ledger(stubborn={KEY: NOW + 1}))
+    assert not idle.is_stubborn
+    assert idle.is_idle
+
+
 @pytest.mark.parametrize(
     ("ledger", "busy"),
     [
