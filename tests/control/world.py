@@ -195,8 +195,8 @@ class World:
         self.registry.wrong = self.wrong
         fakes: dict[str, Any] = self.neurons  # type: ignore[assignment]
         poller: Any = self
-        self.unloads = Unloads(self.registry, fakes, poller, METRICS, Events())
         reservations = Reservations(self.registry)
+        self.unloads = Unloads(self.registry, fakes, poller, reservations, METRICS, Events())
         room = Room(self.registry, self.unloads, reservations)
         self.table = LoadTable(
             self.registry,
@@ -216,7 +216,7 @@ class World:
         )
         self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, fakes, allowed_hosts=(), timeout=5)
-        self.dispatcher = Dispatcher(self.registry, self.table, endpoints)
+        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
 
     def nudge(self, node: str) -> None:
         """As the poller; polls come when the test says so."""
