@@ -101,6 +101,10 @@ class Neuron:
             world.posts.remove(post)
 
     async def unload(self, request: UnloadRequest, timeout: float) -> str:
+        if request.if_idle and self.world.registry.ledger.in_flight.get(
+            (self.name, request.model_id)
+        ):
+            self.world.wrong.append(f"{request.model_id} is evicted from {self.name} at work")
         self.unloading.append(request.model_id)
         try:
             await asyncio.sleep(self.serves.takes)
@@ -338,15 +342,18 @@ class World:
         for post in self.posts:
             _answer(post, 500)
         await asyncio.sleep(INSTANT)
-        for name in self.neurons:
-            self._observe(Poll(name))
-        await self.take(Pass(2 * TICK))
+        for _ in range(2):  # who is told of an end by the first one is settled by the second
+            for name in self.neurons:
+                self._observe(Poll(name))
+            await self.take(Pass(2 * TICK))
         self.check()
         ledger, table = self.registry.ledger, self.table
         assert not ledger.in_flight
         assert not ledger.loading
         assert not ledger.turns
         assert not ledger.gates
+        assert not ledger.promises
+        assert not table._loader._room._insisting
         assert not len(table)
         assert not table._loads
         assert len(table._tasks) == (not self.is_closed)
