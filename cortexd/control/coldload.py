@@ -230,12 +230,12 @@ class LoadTable:
         if not entry.has_ended:  # it crashed: whoever waits must not pay for that
             self._end(entry, Event.FAULT)
 
-    def _settle(self, entry: Entry) -> None:
+    def _settle(self, entry: Entry, *, failed: bool = False) -> None:
         """Its node is not at it any more: those who watch it decide again."""
         if self._loads.get(entry.model) is entry:
             del self._loads[entry.model]
             del self._registry.ledger.loading[entry.model]
-            self._loader.release(entry)
+            self._loader.release(entry, failed=failed)
             self._registry.wake()
 
     async def _do_load(self, entry: Entry, placement: Placement) -> None:
@@ -275,7 +275,7 @@ class LoadTable:
         count = before.count + 1 if before else 1
         pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
         failures[node, model] = Failure(words, now() + pause, count)
-        self._settle(entry)
+        self._settle(entry, failed=True)
         self._metrics.loads.inc(model, node, "failed")
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
         self._events.tell("load_failed", node=node, model=model, message=words)

@@ -17,6 +17,7 @@ from cortexd.control.endpoints import EndpointMissing, Endpoints
 from cortexd.control.entry import Patience
 from cortexd.control.refusals import load_failed
 from cortexd.control.registry import Lease, Registry
+from cortexd.control.reservations import Reservations
 from cortexd.errors import Refusal
 from cortexd.fleet.choice import score
 from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
@@ -54,8 +55,15 @@ class RouteDecision(msgspec.Struct, frozen=True):
 class Dispatcher:
     """Routes requests over the registry's picture and the load table."""
 
-    def __init__(self, registry: Registry, table: LoadTable, endpoints: Endpoints) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        table: LoadTable,
+        endpoints: Endpoints,
+        reservations: Reservations,
+    ) -> None:
         self._registry = registry
+        self._reservations = reservations
         self._table = table
         self._endpoints = endpoints
         # Loop time. Asking for the running loop costs a system call before Python 3.12.
@@ -145,8 +153,10 @@ class Dispatcher:
         try:
             node, model = lease.key
             if isinstance(decision, Lazy):
-                # At once, so that those who come next join this node and wake no second one.
+                # At once, so that those who come next join this node and wake no second one, and
+                # count on other memory.
                 self._registry.tell(node, model, RELOADING)
+                self._reservations.wake(node, model)
             replica = self._registry.replica(node, model)
             if replica is None:
                 raise EndpointMissing("it is gone again")

@@ -47,9 +47,9 @@ class Loader:
         elif not placement.blockers:
             self._reservations.claim(placement.node, model, placement.needs)
 
-    def release(self, entry: Entry) -> None:
+    def release(self, entry: Entry, *, failed: bool) -> None:
         """Its node is not at it any more."""
-        self._reservations.end(entry.node or "", entry.model)
+        self._reservations.end(entry.node or "", entry.model, failed=failed)
 
     async def bring(self, entry: Entry, placement: Placement, moved: Callable[[str], None]) -> None:
         """Until it is resident; its memory is reserved. `moved`: told when it goes to another node

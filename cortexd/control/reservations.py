@@ -6,25 +6,28 @@ say; here is only kept what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
-from cortexd.fleet.memory import before
+from cortexd.fleet.memory import before, places, size, totals
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.promises import begun
-from cortexd.fleet.snapshot import FootprintKey, Promise
-from cortexd.wire.neuron import LOADED
+from cortexd.fleet.placement import glance
+from cortexd.fleet.promises import begun, freed, given_back, under_way
+from cortexd.fleet.snapshot import ANYWHERE, FootprintKey, Promise
+from cortexd.wire.neuron import LOADED, LOADING, RELOADING
+
+NOISE: Final = 0.01  # a change of a footprint by this part of it is none
 
 
 class Reservations:
     """`measured`: called when a footprint was seen that is new or has changed."""
 
-    def __init__(
-        self, registry: Registry, measured: Callable[[FootprintKey, float], None] | None = None
-    ) -> None:
+    def __init__(self, registry: Registry, measured: Callable[[], None] | None = None) -> None:
         self._registry = registry
         self._measured = measured
         registry.watchers.append(self._observed)
@@ -39,38 +42,91 @@ class Reservations:
         there = before(snapshot.nodes[node], snapshot, ledger, besides=model)
         ledger.promises.update(begun(ledger.promises, (node, model), needs, there))
 
-    def end(self, node: str, model: str) -> None:
-        """Its load is over, well or not: what the node reports from now on says the rest."""
+    def wake(self, node: str, model: str) -> None:
+        """Its node reloads it by itself, which ends when its reports say so."""
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        host, profile = snapshot.nodes[node], snapshot.catalogue.profiles.get(model)
+        if profile is None or (node, model) in ledger.promises:
+            return
+        seen = glance(profile, host, snapshot, ledger, now())
+        known = host.models[model].devices if model in host.models else None
+        devices = places(known, totals(host.hardware)) if known else seen.devices
+        if seen.share is not None and devices:
+            share = seen.share * profile.min_devices / len(devices)
+            self.begin(node, model, dict.fromkeys(devices, share))
+
+    def end(self, node: str, model: str, *, failed: bool = False) -> None:
+        """Its load is over: what the node reports from now on says the rest. failed: what it was
+        promised is there for other loads again."""
         promises = self._registry.ledger.promises
         promise = promises.get((node, model))
-        if promise is None:
+        if promise is None or promise.ended is not None:
             return
         if promise.before is None:
             del promises[node, model]  # nothing was begun
-        elif promise.ended is None:
-            promises[node, model] = msgspec.structs.replace(promise, ended=now())
+            return
+        if failed:
+            promises.update(given_back(promises, (node, model)))
+        promises[node, model] = msgspec.structs.replace(promise, ended=now())
+
+    @contextmanager
+    def unloading(self, node: str, model: str) -> Iterator[Callable[[], None]]:
+        """Around an unload. What is given is to be called when the model has gone and its node has
+        said so: the memory is there beside the loads that were under way all the time."""
+        promises = self._registry.ledger.promises
+        held, seen_by = self._held(node, model), under_way(promises, node)
+        yield lambda: promises.update(freed(promises, (node, model), held, seen_by))
+
+    def _held(self, node: str, model: str) -> dict[int, float]:
+        """Device → MiB that a resident model holds, as far as is known."""
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        host = snapshot.nodes[node]
+        if (info := host.models.get(model)) is None:
+            return {}
+        devices, mb = (
+            places(info.devices, totals(host.hardware)),
+            size(info, host, snapshot, ledger),
+        )
+        return {device: mb / len(devices) for device in devices} if mb and devices else {}
 
     def _observed(self, name: str, seen: Observation) -> None:
         if seen.models is None:
             return
-        promises = self._registry.ledger.promises
+        promises, models = (
+            self._registry.ledger.promises,
+            self._registry.snapshot.nodes[name].models,
+        )
         for key, promise in list(promises.items()):
-            if key[0] == name and promise.ended is not None and promise.ended <= seen.sent:
+            if key[0] != name or promise.before is None:
+                continue
+            info = models.get(key[1])
+            if promise.ended is not None and promise.ended <= seen.sent:
                 del promises[key]
+            elif (
+                promise.ended is None
+                and key[1] not in self._registry.ledger.loading  # its node began it by itself
+                and (info is None or info.status not in {LOADING, RELOADING})
+            ):
+                promises[key] = msgspec.structs.replace(promise, ended=now())
         self._measure(name)
 
     def _measure(self, name: str) -> None:
         """Take what resident models use for what they need, wherever the catalogue loads them."""
         snapshot, footprints = self._registry.snapshot, self._registry.ledger.footprints
+        has_changed = False
         for model, info in snapshot.nodes[name].models.items():
             profile = snapshot.catalogue.profiles.get(model)
-            if profile is None or info.status != LOADED or not (info.vram_used_mb or 0) > 0:
+            if profile is None or info.status != LOADED or not info.vram_used_mb:
                 continue
             if info.harness not in (None, profile.harness):
                 continue
             count = profile.min_devices if info.devices is None else len(info.devices)
             key = FootprintKey(model, profile.harness, profile.quant, count, name)
-            if footprints.get(key) != info.vram_used_mb:
-                footprints[key] = float(info.vram_used_mb or 0)
-                if self._measured is not None:
-                    self._measured(key, footprints[key])
+            known, used = footprints.get(key), float(info.vram_used_mb)
+            if known is None or abs(used - known) > NOISE * known:
+                footprints[key] = used
+                anywhere = msgspec.structs.replace(key, node=ANYWHERE)
+                footprints[anywhere] = max(used, footprints.get(anywhere, 0.0))
+                has_changed = True
+        if has_changed and self._measured is not None:
+            self._measured()

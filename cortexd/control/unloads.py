@@ -16,6 +16,7 @@ from cortexd import errors
 from cortexd.control.events import Events
 from cortexd.control.poller import Poller
 from cortexd.control.registry import Registry
+from cortexd.control.reservations import Reservations
 from cortexd.control.turns import now
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
@@ -39,12 +40,14 @@ class Unloads:
         registry: Registry,
         clients: Mapping[str, NeuronClient],
         poller: Poller,
+        reservations: Reservations,
         metrics: Metrics,
         events: Events,
     ) -> None:
         self._registry = registry
         self._clients = clients
         self._poller = poller
+        self._reservations = reservations
         self._metrics = metrics
         self._events = events
         self._tasks = Tasks()
@@ -86,7 +89,8 @@ class Unloads:
         force: bool,
         first: Callable[[], bool] | None,
     ) -> Refusal | None:
-        with self._registry.gate(node, model):
+        unloading = self._reservations.unloading(node, model)
+        with self._registry.gate(node, model), unloading as has_gone:
             force = bool(first and first()) or force
             busy = self._registry.ledger.in_flight.get((node, model))
             if busy and not force:
@@ -104,21 +108,28 @@ class Unloads:
                         f"The node {node} did not unload {model!r}: {error}. Try again.",
                     )
             log.info("unloaded %r from %s: %s", model, node, words)
-            if reason != "operator":
+            self._poller.nudge(node)
+            if reason != "operator":  # who need not wait
                 self._metrics.evictions.inc(model, node, reason)
                 self._events.tell("evicted", node=node, model=model, message=words)
-            # A node that does not list it by itself lists it no more; its next poll says which.
-            if model in self._registry.snapshot.catalogue.profiles:
-                self._registry.forget(node, model)
-            else:
-                self._registry.tell(node, model, UNLOADED)
-            self._poller.nudge(node)
-            if reason != "operator":
-                # Until then nobody can know what is free there; an operator need not wait for it.
+                # Until its memory is reported it is the one that holds it, behind the gate: who
+                # looks for room meanwhile would find neither.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(REPORTED_WITHIN):
                         await self._registry.wait_polled(node, now())
+            has_gone()
+            self._forget(node, model)
         return None
+
+    def _forget(self, node: str, model: str) -> None:
+        """A node that does not list it by itself lists it no more; its next poll says which."""
+        replica = self._registry.replica(node, model)
+        if replica is None or replica.status == UNLOADED:
+            return
+        if model in self._registry.snapshot.catalogue.profiles:
+            self._registry.forget(node, model)
+        else:
+            self._registry.tell(node, model, UNLOADED)
 
 
 def _busy(node: str, model: str, words: str) -> Refusal:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from cortexd.config.catalogue import Profile
-from cortexd.fleet.snapshot import FootprintKey, Ledger, Node, Snapshot
+from cortexd.fleet.snapshot import ANYWHERE, FootprintKey, Ledger, Node, Snapshot
 from cortexd.wire.neuron import (
     LOADED,
     LOADING,
@@ -68,12 +68,10 @@ def before(
 
 
 def footprint(profile: Profile, node: Node, ledger: Ledger) -> float | None:
-    """MiB that the whole model takes on that node: measured, else as its profile says, else None.
-    Nothing and 0 are no measurement."""
-    if ledger.footprints:
-        key = FootprintKey(
-            profile.id, profile.harness, profile.quant, profile.min_devices, node.name
-        )
+    """MiB that the whole model takes on that node: measured there, else the most that was measured
+    on another one, else as its profile says, else None. Nothing and 0 are no measurement."""
+    for where in (node.name, ANYWHERE) if ledger.footprints else ():
+        key = FootprintKey(profile.id, profile.harness, profile.quant, profile.min_devices, where)
         if measured := believed(ledger.footprints.get(key)):
             return measured
     return believed(profile.vram_mb) or None

@@ -154,6 +154,9 @@ class Fault(msgspec.Struct, frozen=True):
     suspect_until: float = 0.0
 
 
+ANYWHERE: Final = ""  # in place of a node: the largest footprint that was seen on any
+
+
 class FootprintKey(msgspec.Struct, frozen=True):
     """What a measured footprint is of: the same model may need another amount of memory in another
     quant, spread over another number of devices, or on another node."""

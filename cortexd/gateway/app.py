@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import aiohttp
+import msgspec
 from aiohttp import web
 
 from cortexd import __version__, errors
@@ -29,7 +30,7 @@ from cortexd.control.room import Room
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.access import AccessLog
 from cortexd.daemon.resolver import Resolver
-from cortexd.daemon.state import StateFile
+from cortexd.daemon.state import StateFile, noted, remembered
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.explain import explain
@@ -146,8 +147,12 @@ class Gateway:
             for neuron in config.neurons
         }
         self._poller = Poller(self.registry, clients, config.polling, self.metrics)
-        self._unloads = Unloads(self.registry, clients, self._poller, self.metrics, self._events)
-        reservations = Reservations(self.registry)
+        profiles = self.registry.snapshot.catalogue.profiles
+        self.registry.ledger.footprints.update(remembered(self._state.state, profiles))
+        reservations = Reservations(self.registry, self._keep_footprints)
+        self._unloads = Unloads(
+            self.registry, clients, self._poller, reservations, self.metrics, self._events
+        )
         room = Room(self.registry, self._unloads, reservations)
         self.table = LoadTable(
             self.registry,
@@ -173,7 +178,7 @@ class Gateway:
             timeout=config.polling.timeout,
         )
         self._exchange = Exchange(self._resolver, self._tls)
-        dispatcher = Dispatcher(self.registry, self.table, self._endpoints)
+        dispatcher = Dispatcher(self.registry, self.table, self._endpoints, reservations)
         self._accounting = Accounting(
             self.metrics,
             self.registry,
@@ -225,6 +230,11 @@ class Gateway:
         await self._session.close()
         self._accounting.settle()
         await self._resolver.close()
+
+    def _keep_footprints(self) -> None:
+        snapshot, measured = self.registry.snapshot, self.registry.ledger.footprints
+        footprints = noted(measured, snapshot.catalogue.profiles)
+        self._state.put(msgspec.structs.replace(self._state.state, footprints=footprints))
 
     async def _open_listeners(self, max_connections: int) -> None:
         settings = self._config.gateway

@@ -177,10 +177,10 @@ class House:
         clients: Any = self.hosts
         poller: Any = self
         metrics = self.metrics = Metrics()
-        self.unloads = Unloads(self.registry, clients, poller, metrics, Events())
-        self.reservations = Reservations(self.registry)
-        room = Room(self.registry, self.unloads, self.reservations)
-        loader = Loader(self.registry, clients, Events(), room, self.reservations)
+        reservations = Reservations(self.registry)
+        self.unloads = Unloads(self.registry, clients, poller, reservations, metrics, Events())
+        room = Room(self.registry, self.unloads, reservations)
+        loader = Loader(self.registry, clients, Events(), room, reservations)
         self.table = LoadTable(
             self.registry, loader, poller, metrics, Events(), timeout=timeout, max_waiting=1000
         )
@@ -189,7 +189,7 @@ class House:
         )
         self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, clients, allowed_hosts=(), timeout=5)
-        self.dispatcher = Dispatcher(self.registry, self.table, endpoints)
+        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
 
     # What happens by itself.
 

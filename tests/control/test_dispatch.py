@@ -104,7 +104,8 @@ async def test_another_replica_is_better_by_its_score(
 ) -> None:
     nodes = [Node("a", "http://a"), Node("b", "http://b", weight=weight)]
     registry = Registry(nodes, Catalogue(), Events(), unhealthy_after=3)
-    dispatcher = Dispatcher(registry, cast(Any, None), cast(Any, None))
+    nothing = cast(Any, None)
+    dispatcher = Dispatcher(registry, nothing, nothing, nothing)
     now = dispatcher.now()
     for name, count in (("a", 0), ("b", reported)):
         health = Health(models=[ModelLoad("m", in_flight=count)])

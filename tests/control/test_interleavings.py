@@ -26,7 +26,11 @@ from tests.control.steps import (
 )
 from tests.control.world import play
 
-PROFILES = (Profile("m"), Profile("n", pinned_on=("b", "a")))
+# Of the two large ones a node holds one at a time.
+PROFILES = (
+    Profile("m", vram_mb=14000),
+    Profile("n", vram_mb=14000, pinned_on=("b", "a"), residency_priority=100),
+)
 MODELS = st.sampled_from(["m", "m", "n", "stray"])  # a stray one is in no catalogue
 LISTED = st.sampled_from([profile.id for profile in PROFILES])
 NODES = st.sampled_from(["a", "b"])

@@ -101,6 +101,10 @@ class Neuron:
             world.posts.remove(post)
 
     async def unload(self, request: UnloadRequest, timeout: float) -> str:
+        if request.if_idle and self.world.registry.ledger.in_flight.get(
+            (self.name, request.model_id)
+        ):
+            self.world.wrong.append(f"{request.model_id} is evicted from {self.name} at work")
         self.unloading.append(request.model_id)
         try:
             await asyncio.sleep(self.serves.takes)
@@ -195,8 +199,8 @@ class World:
         self.registry.wrong = self.wrong
         fakes: dict[str, Any] = self.neurons  # type: ignore[assignment]
         poller: Any = self
-        self.unloads = Unloads(self.registry, fakes, poller, METRICS, Events())
         reservations = Reservations(self.registry)
+        self.unloads = Unloads(self.registry, fakes, poller, reservations, METRICS, Events())
         room = Room(self.registry, self.unloads, reservations)
         self.table = LoadTable(
             self.registry,
@@ -216,7 +220,7 @@ class World:
         )
         self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, fakes, allowed_hosts=(), timeout=5)
-        self.dispatcher = Dispatcher(self.registry, self.table, endpoints)
+        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
 
     def nudge(self, node: str) -> None:
         """As the poller; polls come when the test says so."""
@@ -338,15 +342,18 @@ class World:
         for post in self.posts:
             _answer(post, 500)
         await asyncio.sleep(INSTANT)
-        for name in self.neurons:
-            self._observe(Poll(name))
-        await self.take(Pass(2 * TICK))
+        for _ in range(2):  # who is told of an end by the first one is settled by the second
+            for name in self.neurons:
+                self._observe(Poll(name))
+            await self.take(Pass(2 * TICK))
         self.check()
         ledger, table = self.registry.ledger, self.table
         assert not ledger.in_flight
         assert not ledger.loading
         assert not ledger.turns
         assert not ledger.gates
+        assert not ledger.promises
+        assert not table._loader._room._insisting
         assert not len(table)
         assert not table._loads
         assert len(table._tasks) == (not self.is_closed)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from cortexd import __version__
 from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Neuron, Polling
+from cortexd.config.gateway import Config, Eviction, Neuron, Polling
 from cortexd.config.gateway import Gateway as GatewayConfig
-from cortexd.config.units import Duration
+from cortexd.config.units import AutoDuration, Duration
 from cortexd.fleet.explain import Explanation
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
@@ -216,3 +217,48 @@ async def test_a_name_that_nobody_has_is_explained_without_an_echo_of_secrets() 
         answer = await fleet.get("/api/explain?model=%00%1b&key=canary")
         assert (answer.status, answer.json["code"]) == (200, "model_not_found")
         assert b"canary" not in answer.body
+
+
+async def test_what_a_model_was_seen_to_take_is_known_after_a_restart(tmp_path: Path) -> None:
+    """Until its profile changes."""
+    seen = {"m": {"id": "m", "status": "loaded", "devices": [0], "vram_used_mb": 12000}}
+
+    async def known(*models: Profile, **neurons: FakeNeuron) -> set[float]:
+        async with running_fleet(*models, state_dir=tmp_path, **neurons) as fleet:
+            return set(fleet.gateway.registry.ledger.footprints.values())
+
+    m = Profile("m", vram_mb=9000)
+    assert await known(m, a=FakeNeuron(seen)) == {12000.0}
+    assert await known(m, a=FakeNeuron()) == {12000.0}
+    assert await known(Profile("m", vram_mb=9500), a=FakeNeuron()) == set()
+
+
+async def test_an_idle_model_makes_room_over_the_wire() -> None:
+    """The node is asked to unload it only when it is idle, and both are served."""
+
+    class Card(FakeNeuron):
+        """Its memory holds one of them, and it says so."""
+
+        async def _handle(self, request: web.Request) -> web.StreamResponse:
+            used = sum(1 for status in self.models.values() if status == "loaded") * 18000
+            self.health = {"devices": [{"index": 0, "vram_free_mb": 24000 - used}]}
+            return await super()._handle(request)
+
+    card = Card()
+    config = Config(
+        polling=Polling(interval=Duration(0.05)), eviction=Eviction(min_residency=AutoDuration(0))
+    )
+    models = Profile("m", vram_mb=18000), Profile("n", vram_mb=18000)
+    async with running_fleet(*models, config=config, a=card) as fleet:
+        for name in ("m", "n", "m"):
+            assert (await fleet.ask(name)).status == 200
+        assert [body["model_id"] for body in card.called("POST", "/models/load")] == [
+            "m",
+            "n",
+            "m",
+        ]
+        unloads = card.called("POST", "/models/unload")
+        assert unloads == [{"model_id": name, "if_idle": True} for name in ("m", "n")]
+        for name in ("m", "n"):
+            labels = {"model": name, "node": "a", "reason": "room"}
+            assert await fleet.metric("cortexd_evictions_total", **labels) == 1
