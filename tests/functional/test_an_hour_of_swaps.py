@@ -38,6 +38,10 @@ def script(seed: int) -> list[Visit]:
     """
     dice = random.Random(seed)
     visits = [*_desk(dice), *_agent(dice), *_batch(dice)]
+    # By then nothing is loaded any more. South wakes `mail` by itself, and the others come in the
+    # middle of that.
+    visits.append(Visit(LUNCH[1] - 0.1, "batch", "mail", (24, 16, 32)))
+    visits += [Visit(LUNCH[1], "desk", "chat", (48,)), Visit(LUNCH[1], "agent", "code", (32,))]
     return sorted(visit for visit in visits if visit.minute < 60)
 
 
@@ -131,12 +135,12 @@ async def test_an_hour_of_swaps_costs_nobody_an_answer(tmp_path: Path) -> None:
         tmp_path,
         read_mb_s=40,  # 2.4 s for a load: half a minute of the hour
         # Twelve times as quick as well. The defaults are 30 s, 2 min and, where loads take half a
-        # minute, a minute; idle models go after four.
+        # minute, a minute; idle models go after three.
         eviction={
             "patience": "2500ms",
             "gate_timeout": "10s",
             "min_residency": "5s",
-            "idle_ttl": "20s",
+            "idle_ttl": "15s",
         },
         loading={"keepalive": "800ms"},
     ) as house:
@@ -151,6 +155,7 @@ async def test_an_hour_of_swaps_costs_nobody_an_answer(tmp_path: Path) -> None:
         )
         assert not play.failed
         assert len(heard.waits) == play.asked
+        assert set(heard.routes) == {"cold", "lazy", "loaded"}
         swaps = {key: count for key, count in unloads.items() if key[2] == "room"}
         assert {model for model, _, _ in swaps} == set(MODELS)
         assert {node for _, node, _ in swaps} == {"north", "south"}
