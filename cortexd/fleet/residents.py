@@ -10,7 +10,7 @@ import msgspec
 from cortexd.config.catalogue import DEFAULT_PRIORITY, Profile
 from cortexd.config.units import Duration
 from cortexd.fleet.memory import RESIDENT, believed, places, size, totals
-from cortexd.fleet.snapshot import Ledger, Node, Snapshot
+from cortexd.fleet.snapshot import Ledger, Node, Snapshot, unservable
 from cortexd.wire.neuron import LOADED, LOADING
 
 LEAST_RESIDENCY: Final = 15.0  # seconds that a model stays after its first answer, at least
@@ -75,6 +75,8 @@ def residents(
             on = places(info.devices, there)
             mb = _share(size(info, node, snapshot, ledger), on)
         busy = ledger.in_flight.get(key) or key in ledger.turns or reported.get(model)
+        if model in ledger.loading and unservable(info) is None:
+            busy = True  # its node was away: who waits for another copy comes back to this one
         kept = _kept(key, info.status, snapshot, ledger, now)
         if unasked and kept is None:
             kept = _preferred(key, profile, snapshot, ledger, now)
