@@ -209,7 +209,8 @@ def refusal(
             errors.NO_ROOM,
             f"There is no room for the model {model!r}: "
             + _listed(f"{name}: {reason}" for name, reason in nothing.crowded.items())
-            + ". Unload one of these, give it a higher residency_priority, or try again later.",
+            + f". Unload one of these, give {model!r} a higher residency_priority, or try again "
+            "later.",
         )
     if nothing.failures:
         left = min(failed.until for failed in nothing.failures.values()) - now

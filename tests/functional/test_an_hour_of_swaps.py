@@ -15,7 +15,7 @@ import pytest
 from tests.functional.swapping import MODELS, Answers, Household, household
 
 QUICK: Final = 12.0  # times as fast as the hour that is played
-LUNCH: Final = (24.0, 29.0)  # minutes
+LUNCH: Final = (24.0, 31.0)  # minutes
 RUSH: Final = (40.0, 47.0)
 LEAST_SWAPS: Final = 10
 WORDS: Final = ("Name three colours.", "Write a poem on rain.", "What is a swap?", "Count to ten.")
@@ -37,7 +37,11 @@ def script(seed: int) -> list[Visit]:
     request after request. `batch` comes now and then, with all of its requests at once.
     """
     dice = random.Random(seed)
-    visits = [*_desk(dice), *_agent(dice), *_batch(dice)]
+    visits = [
+        visit
+        for visit in (*_desk(dice), *_agent(dice), *_batch(dice))
+        if not LUNCH[0] <= visit.minute < LUNCH[1]
+    ]
     # By then nothing is loaded any more. South wakes `mail` by itself, and the others come in the
     # middle of that.
     visits.append(Visit(LUNCH[1] - 0.1, "batch", "mail", (24, 16, 32)))
