@@ -236,7 +236,7 @@ class DoorServer(web.Server):
         super().__init__(self._serve, request_factory=self._make_request, handler_cancellation=True)
         self.refuse = refuse
         self._handler = handler
-        self._max_body = max_body
+        self.max_body = max_body
         self._max_connections = max_connections
         self._limits = limits
         self._request_class: type[web.BaseRequest] = web.BaseRequest
@@ -298,7 +298,7 @@ class DoorServer(web.Server):
     ) -> web.BaseRequest:
         cast(Door, protocol).serving = payload
         return self._request_class(
-            message, payload, protocol, writer, task, self._loop, client_max_size=self._max_body
+            message, payload, protocol, writer, task, self._loop, client_max_size=self.max_body
         )
 
     def _serve(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
