@@ -124,6 +124,8 @@ class Gateway:
     def status(self) -> str:
         """How things stand, in one line."""
         in_flight = sum(self.registry.ledger.in_flight.values())
+        if not self._ready:
+            return f"stopping, {in_flight} in flight"
         return status_line(self.registry.snapshot, in_flight, self.reload.trouble)
 
     async def start(self) -> None:

@@ -13,8 +13,6 @@ from typing import Final
 
 from cortexd.proxy.listen import GRACE, Listener
 
-# Seconds for requests on connections that were taken in the last moment.
-LATE: Final = 0.25
 LAST: Final = 1.0  # seconds that a client has to take the last words
 
 
@@ -36,13 +34,11 @@ class Shutdown:
         """Until no connection is left. patience: seconds that running answers get."""
         for listener in listeners:
             listener.leave()
+            listener.hang_up()
         await self._within(GRACE, _all_gone(listeners))
         for listener in listeners:
             await listener.stop()
-        await self._within(LATE, _all_gone(listeners))
-        for listener in listeners:
-            listener.hang_up()
-        await self._within(patience, _all_gone(listeners))
+        await self._within(patience, _seen_off(listeners))
         self._interrupt()
         await asyncio.gather(*(listener.finish(LAST) for listener in listeners))
 
@@ -56,3 +52,13 @@ class Shutdown:
 async def _all_gone(listeners: list[Listener]) -> None:
     for listener in listeners:
         await listener.wait_gone()
+
+
+async def _seen_off(listeners: list[Listener]) -> None:
+    """The same; those who have nothing more to ask need not wait for the others."""
+    while any(listener.server.doors for listener in listeners):
+        for listener in listeners:
+            listener.hang_up()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                await _all_gone(listeners)

@@ -116,6 +116,11 @@ class Door(web.RequestHandler):
         """Whether the next answer is the last here."""
         return self._server.is_leaving
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is asked for here."""
+        return not (self._request_in_progress or self._messages)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
@@ -241,6 +246,7 @@ class DoorServer(web.Server):
         self._limits = limits
         self._request_class: type[web.BaseRequest] = web.BaseRequest
         self._doors: set[Door] = set()
+        self._were_idle: set[Door] = set()
         self._are_gone = asyncio.Event()
         self._are_gone.set()
         # The only timer there is for deadlines, whatever the number of connections.
@@ -278,6 +284,14 @@ class DoorServer(web.Server):
     def leave(self) -> None:
         """From now on every answer says `Connection: close`: clients go before they must."""
         self._request_class = _LastRequest
+
+    def hang_up(self) -> None:
+        """End the connections on which nothing was asked for, now or the last time: who has just
+        heard the end of an answer that did not say so may ask once more."""
+        idle = {door for door in self._doors if door.is_idle}
+        for door in idle & self._were_idle:
+            door.close()
+        self._were_idle = idle
 
     async def wait_gone(self) -> None:
         """Wait until no connection is left."""

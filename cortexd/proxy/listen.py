@@ -54,7 +54,7 @@ def connection_cap() -> int:
 class Listener:
     """A server that listens. `address` is where: (host, port).
 
-    It ends in steps, each of which may be left out: `leave`, `stop`, `hang_up`, `close`.
+    It ends by `close`, or by its steps: `leave`, `stop`, `hang_up` now and then, `finish`.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Listener:
             await site.stop()
 
     def hang_up(self) -> None:
-        """End the connections on which nothing is asked for."""
-        self.server.pre_shutdown()
+        """End the connections on which nothing was asked for since the last call."""
+        self.server.hang_up()
 
     async def wait_gone(self) -> None:
         """Wait until no connection is left."""
