@@ -42,6 +42,7 @@ def _stream(descriptor: int, name: str) -> socket.socket:
     except OSError as error:
         raise BadSocket(f"descriptor {descriptor} ({name}) is no socket: {error}") from error
     if sock.type != socket.SOCK_STREAM or not listens:
+        sock.close()
         raise BadSocket(
             f"descriptor {descriptor} ({name}) is no listening stream socket; use ListenStream= in "
             "the socket unit, with Accept=no"

@@ -112,7 +112,7 @@ class Listeners:
             async with asyncio.timeout(GRACE):
                 await listener.wait_gone()
         await listener.stop()
-        await listener.wait_gone()
+        await listener.see_off()
         await listener.finish(GRACE)
         self._leaving.discard(listener)
         log.info("nothing uses %s any more", spelt(listener.address))

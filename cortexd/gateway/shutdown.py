@@ -7,7 +7,7 @@ for a while, and is told at the end that it is cut.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -34,11 +34,10 @@ class Shutdown:
         """Until no connection is left. patience: seconds that running answers get."""
         for listener in listeners:
             listener.leave()
-            listener.hang_up()
-        await self._within(GRACE, _all_gone(listeners))
+        await self._within(GRACE, _all(listener.wait_gone() for listener in listeners))
         for listener in listeners:
             await listener.stop()
-        await self._within(patience, _seen_off(listeners))
+        await self._within(patience, _all(listener.see_off() for listener in listeners))
         self._interrupt()
         await asyncio.gather(*(listener.finish(LAST) for listener in listeners))
 
@@ -49,16 +48,5 @@ class Shutdown:
         self._wait = None
 
 
-async def _all_gone(listeners: list[Listener]) -> None:
-    for listener in listeners:
-        await listener.wait_gone()
-
-
-async def _seen_off(listeners: list[Listener]) -> None:
-    """The same; those who have nothing more to ask need not wait for the others."""
-    while any(listener.server.doors for listener in listeners):
-        for listener in listeners:
-            listener.hang_up()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE):
-                await _all_gone(listeners)
+async def _all(ends: Iterable[Coroutine[None, None, None]]) -> None:
+    await asyncio.gather(*ends)

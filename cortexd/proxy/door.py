@@ -283,15 +283,20 @@ class DoorServer(web.Server):
 
     def leave(self) -> None:
         """From now on every answer says `Connection: close`: clients go before they must."""
-        self._request_class = _LastRequest
+        if not self.is_leaving:
+            self._request_class = _LastRequest
+            self._were_idle = self._idle()
 
     def hang_up(self) -> None:
         """End the connections on which nothing was asked for, now or the last time: who has just
         heard the end of an answer that did not say so may ask once more."""
-        idle = {door for door in self._doors if door.is_idle}
+        idle = self._idle()
         for door in idle & self._were_idle:
             door.close()
         self._were_idle = idle
+
+    def _idle(self) -> set[Door]:
+        return {door for door in self._doors if door.is_idle}
 
     async def wait_gone(self) -> None:
         """Wait until no connection is left."""

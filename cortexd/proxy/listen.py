@@ -54,7 +54,7 @@ def connection_cap() -> int:
 class Listener:
     """A server that listens. `address` is where: (host, port).
 
-    It ends by `close`, or by its steps: `leave`, `stop`, `hang_up` now and then, `finish`.
+    It ends by `close`, or by its steps: `leave`, `stop`, `see_off`, `finish`.
     """
 
     def __init__(
@@ -75,13 +75,17 @@ class Listener:
         for site in self._runner.sites:
             await site.stop()
 
-    def hang_up(self) -> None:
-        """End the connections on which nothing was asked for since the last call."""
-        self.server.hang_up()
-
     async def wait_gone(self) -> None:
         """Wait until no connection is left."""
         await self.server.wait_gone()
+
+    async def see_off(self) -> None:
+        """The same; those on which nothing is asked for are ended, which takes GRACE or two."""
+        while self.server.doors:
+            self.server.hang_up()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await self.wait_gone()
 
     async def close(self) -> None:
         """Let clients go, stop listening, let running answers end, cut what is left.

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_what_can_not_be_listened_on_says_what_to_change(handed: Handed) -> None
 
 
 def test_a_descriptor_that_is_no_socket_is_named(handed: Handed) -> None:
-    with open(os.devnull) as file:
+    with Path(os.devnull).open() as file:
         os.dup2(file.fileno(), handed.first)
     handed.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     try:
