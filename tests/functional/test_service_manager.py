@@ -6,6 +6,7 @@ import asyncio
 import re
 import signal
 import socket
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ async def test_the_manager_hears_of_everything(tmp_path: Path) -> None:
             await systemd.hears("STOPPING=1")
             assert await running.ended() == 0
         statuses = [said for said in systemd.heard if said.startswith("STATUS=")]
-        assert all(one != next_ for one, next_ in zip(statuses, statuses[1:], strict=False))
+        assert all(one != next_ for one, next_ in pairwise(statuses))
 
 
 async def test_a_second_sigterm_hurries_and_the_stream_is_told(tmp_path: Path) -> None:
