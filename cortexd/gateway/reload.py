@@ -19,6 +19,7 @@ from cortexd.config.changes import Changes, changes, in_use
 from cortexd.config.current import Current, Settings
 from cortexd.config.source import ConfigError
 from cortexd.control.events import Events
+from cortexd.control.refusals import shutting_down
 from cortexd.daemon import notify
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
@@ -26,6 +27,8 @@ from cortexd.gateway.listeners import CantListen, Key, Listeners
 from cortexd.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+PATIENCE: Final = 5.0  # seconds for a reload that is under way when the gateway stops
 
 _LISTENS: Final[tuple[Key, ...]] = ("listen", "admin_listen", "metrics_listen")
 
@@ -62,7 +65,7 @@ class Reload:
         self._metrics = metrics
         self._events = events
         self._one = asyncio.Lock()
-        self._is_due = False
+        self._is_due = self._is_closed = False
         self._tasks = Tasks()
         self.trouble: str | None = None
 
@@ -73,9 +76,11 @@ class Reload:
             self._tasks.spawn("reload", self._now())
 
     async def reload(self) -> Reloaded:
-        """What has changed. Raises Refusal (reload_failed), and nothing has."""
+        """What has changed. Raises Refusal (reload_failed, shutting_down), and nothing has."""
         async with self._one:
             self._is_due = False
+            if self._is_closed:
+                raise shutting_down()
             notify.reloading()
             try:
                 return await self._reload()
@@ -83,7 +88,11 @@ class Reload:
                 notify.send("READY=1")
 
     async def close(self) -> None:
-        """Begin none any more."""
+        """Begin none any more; the one that runs may open a listener, and has to be waited for."""
+        self._is_closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE), self._one:
+                pass
         await self._tasks.close()
 
     async def _now(self) -> None:

@@ -241,7 +241,7 @@ class DoorServer(web.Server):
         super().__init__(self._serve, request_factory=self._make_request, handler_cancellation=True)
         self.refuse = refuse
         self._handler = handler
-        self.max_body = max_body
+        self._max_body = max_body
         self._max_connections = max_connections
         self._limits = limits
         self.is_leaving = False  # every answer is the last on its connection
@@ -312,7 +312,7 @@ class DoorServer(web.Server):
     ) -> web.BaseRequest:
         cast(Door, protocol).serving = payload
         return _Request(
-            message, payload, protocol, writer, task, self._loop, client_max_size=self.max_body
+            message, payload, protocol, writer, task, self._loop, client_max_size=self._max_body
         )
 
     def _serve(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:

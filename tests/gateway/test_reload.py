@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from tests.fakes import FakeNeuron
 from tests.functional.raw import connected, post
 from tests.gateway.fleet import Answer, Fleet, running_fleet
 from tests.gateway.reloading import gateway, is_on_disk, neurons, reloaded
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 JSON = {"Content-Type": "application/json"}
 
@@ -429,3 +430,27 @@ async def test_a_stop_in_the_middle_of_a_move_ends_both() -> None:
         assert (await stream).status == 200
         await closing
         assert not any(listener.server.doors for listener in fleet.gateway.listeners.all)
+
+
+async def test_a_stop_waits_for_the_reload_that_runs_and_lets_no_other_begin() -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        reload, goes_on = fleet.gateway.reload, threading.Event()
+        is_on_disk(fleet, aliases={"x": "m"})
+        settings = reload._read and reload._read()
+
+        def read() -> Settings:
+            goes_on.wait(GUARD)
+            assert settings is not None
+            return settings
+
+        reload._read = read
+        first = asyncio.ensure_future(reload.reload())
+        await until(lambda: reload._one.locked())
+        second = asyncio.ensure_future(reload.reload())
+        closing = asyncio.ensure_future(reload.close())
+        await asyncio.sleep(0)
+        goes_on.set()
+        assert (await first).changed == ('aliases."x" added',)
+        with pytest.raises(Refusal, match="shutting down"):
+            await second
+        await closing
