@@ -445,7 +445,7 @@ async def test_a_stop_waits_for_the_reload_that_runs_and_lets_no_other_begin() -
 
         reload._read = read
         first = asyncio.ensure_future(reload.reload())
-        await until(lambda: reload._one.locked())
+        await until(reload._one.locked)
         second = asyncio.ensure_future(reload.reload())
         closing = asyncio.ensure_future(reload.close())
         await asyncio.sleep(0)
