@@ -142,7 +142,8 @@ def _agreed() -> bool:
     if not sys.stdin.isatty():
         print("\nThere is no terminal to ask on: call it again with --yes.", file=sys.stderr)
         return False
-    return input("\nGo on? [y/N] ").strip().lower() in {"y", "yes"}
+    print("\nGo on? [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _write(path: Path, file: units.File) -> None:
