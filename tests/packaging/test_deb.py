@@ -1,4 +1,4 @@
-"""What can be said about the Debian package without building it; `make soak` builds and installs it."""
+"""The Debian package, without building it; `make soak` builds and installs it."""
 
 from __future__ import annotations
 
