@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODELS ?= default
+EXTRAS ?=
+WHEELS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak deb clean
 
 demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once leaves after that
 	$(BIN)/cortexd demo --models $(MODELS) $(ARGS)
@@ -24,6 +26,9 @@ lint: $(VENV)/.works ## format, lint, types and floors
 
 bench: $(VENV)/.works ## the measurements, one table each; ARGS picks them, without it they are listed
 	$(BIN)/python -m bench $(ARGS)
+
+deb: $(VENV)/.runs ## a Debian package in dist/; EXTRAS=llamacpp adds the engine, WHEELS=DIR builds offline
+	PIP='$(BIN)/python -m pip' EXTRAS='$(EXTRAS)' WHEELS='$(WHEELS)' packaging/deb/build
 
 clean: ## back to a fresh clone
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

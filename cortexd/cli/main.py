@@ -21,6 +21,7 @@ COMMANDS = (
     "drain",
     "undrain",
     "demo",
+    "install-systemd",
 )
 BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: the service manager need not try again
 INTERRUPTED = 130
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"cortexd {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"cortexd.cli.{name}").add_parser(commands)
+        importlib.import_module(f"cortexd.cli.{name.replace('-', '_')}").add_parser(commands)
     return top
 
 
