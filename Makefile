@@ -7,7 +7,7 @@ WHEELS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak deb clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once leaves after that
 	$(BIN)/cortexd demo --models $(MODELS) $(ARGS)
@@ -27,6 +27,7 @@ lint: $(VENV)/.works ## format, lint, types and floors
 bench: $(VENV)/.works ## the measurements, one table each; ARGS picks them, without it they are listed
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: deb
 deb: $(VENV)/.runs ## a Debian package in dist/; EXTRAS=llamacpp adds the engine, WHEELS=DIR builds offline
 	PIP='$(BIN)/python -m pip' EXTRAS='$(EXTRAS)' WHEELS='$(WHEELS)' packaging/deb/build
 

@@ -111,6 +111,7 @@ def booted(root: Path) -> Iterator[Machine]:
         finally:
             container.terminate()
             container.wait(GUARD)
+            address.unlink()
 
 
 def _run(*words: str) -> None:
