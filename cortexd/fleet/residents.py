@@ -17,7 +17,8 @@ from cortexd.wire.neuron import LOADED, LOADING
 LEAST_RESIDENCY: Final = 15.0  # seconds that a model stays after its first answer, at least
 RECENT: Final = 600.0  # seconds for which a request protects a model from loads nobody asked for
 
-Lean = tuple[float, float, int]  # of a resident: latest use, MiB at most, on how many devices
+# Of a resident: its latest use, MiB that it holds at most, and on how many devices at most.
+Sketch = tuple[float, float, int]
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -109,15 +110,15 @@ def at_a_glance(
     now: float,
     *,
     unasked: bool = False,
-) -> tuple[list[Lean], list[Lean]]:
-    """All who could go for that model at once, and all who could later; some may have ties that
-    are not looked at here. classes: model → its class, of the catalogue."""
+) -> tuple[list[Sketch], list[Sketch]]:
+    """Who could go at once for that model, and who could later, without a look at everything: none
+    of those is missing, but some may turn out to stay. classes: of the catalogue's models."""
     name, mine, policy, promises = node.name, profile.priority, snapshot.policy, ledger.promises
     used, in_flight, served = ledger.last_access.get, ledger.in_flight.get, ledger.served.get
     reported = node.busy if now - node.health_at <= policy.stale_after else {}
-    fresh = now - (LEAST_RESIDENCY if policy.min_residency is None else policy.min_residency)
+    least = LEAST_RESIDENCY if policy.min_residency is None else policy.min_residency
     every = len(totals(node.hardware))
-    idle: list[Lean] = []
+    idle: list[Sketch] = []
     others = [(0.0, math.inf, every) for on, _ in promises if on == name]
     for model, info in node.models.items():
         if info.status not in RESIDENT or classes.get(model, DEFAULT_PRIORITY) > mine:
@@ -127,7 +128,7 @@ def at_a_glance(
             info.status != LOADED
             or in_flight(key)
             or reported.get(model)
-            or served(key, -math.inf) > fresh
+            or served(key, -math.inf) + least - now > 0
             or (unasked and _preferred(key, snapshot, ledger, now))
         )
         if key in promises:
