@@ -186,9 +186,8 @@ def place(
         best = _least_loss(full, profile, snapshot, ledger, now, unasked=unasked)
     if best is None:
         for seen in full:
-            nothing.crowded[seen.node] = _crowd(
-                seen, profile, snapshot, ledger, now, unasked=unasked
-            )
+            words = _crowd(seen, profile, snapshot, ledger, now, unasked=unasked)
+            nothing.crowded[seen.node] = words
         return nothing
     spec = load_request(profile, snapshot.nodes[best.node].hardware, best.devices)
     return Placement(best.node, spec, best.needs, best.victims, best.blockers)
@@ -291,13 +290,14 @@ def _at_least(
     idle, others = at_a_glance(profile, node, classes, snapshot, ledger, now, unasked=unasked)
     short = [share - seen.free[index] for index in seen.devices if seen.free[index] < share]
     missing = sum(short) * ROUNDED
-    for waits, some in ((False, idle), (True, idle + others)):
-        if some and not (waits and unasked):
-            uses, sizes, widths = zip(*some, strict=True)
-            if sum(sizes) >= missing and sum(widths) >= len(short):
-                count = math.ceil(max(missing / max(sizes), len(short) / max(widths)))
-                last_use = sorted(uses)[:count][-1]
-                return waits, rank(seen.node), count, last_use, -seen.free_mb, seen.node
+    for waits in (False,) if unasked else (False, True):
+        if not (some := idle + others if waits else idle):
+            continue
+        uses, sizes, widths = zip(*some, strict=True)
+        count = math.ceil(max(missing / max(sizes), len(short) / max(widths)))
+        if sum(sizes) >= missing and len(some) >= count:
+            last_use = sorted(uses)[count - 1]
+            return waits, rank(seen.node), count, last_use, -seen.free_mb, seen.node
     return None
 
 

@@ -94,8 +94,7 @@ def stays(
         if its > mine:
             held.append((model, its, None))
             continue
-        ties = _ties(model, status, node, snapshot, ledger, now, unasked=unasked)
-        busy, kept, is_spared = ties
+        busy, kept, is_spared = _ties(model, status, node, snapshot, ledger, now, unasked=unasked)
         if busy or kept is not None or is_spared or model == profile.id:
             held.append((model, its, kept or "it is at work"))
     return held
@@ -117,7 +116,7 @@ def at_a_glance(
     used, in_flight, served = ledger.last_access.get, ledger.in_flight.get, ledger.served.get
     reported = node.busy if now - node.health_at <= policy.stale_after else {}
     least = LEAST_RESIDENCY if policy.min_residency is None else policy.min_residency
-    every = len(totals(node.hardware))
+    every, never = len(totals(node.hardware)), -math.inf
     idle: list[Sketch] = []
     others = [(0.0, math.inf, every) for on, _ in promises if on == name]
     for model, info in node.models.items():
@@ -128,14 +127,12 @@ def at_a_glance(
             info.status != LOADED
             or in_flight(key)
             or reported.get(model)
-            or served(key, -math.inf) + least - now > 0
+            or served(key, never) + least > now
             or (unasked and _preferred(key, snapshot, ledger, now))
         )
-        if key in promises:
+        mb, width = info.vram_used_mb or math.inf, len(info.devices or ()) or every
+        if promises and key in promises:
             mb, width = math.inf, every
-        else:
-            mb = info.vram_used_mb or math.inf
-            width = len(info.devices) if info.devices else every
         (idle if is_idle else others).append((used(key, 0.0), mb, width))
     return idle, others
 
