@@ -9,12 +9,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from cortexd.cli.paths import add_config_option, config_path
+from cortexd.cli.saying import add_logging_options, told_logging
 
 if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
     from cortexd.config.gateway import Config
+    from cortexd.daemon.access import AccessLog
 
 log = logging.getLogger(__name__)
 
@@ -28,47 +30,45 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: cortexd serve --config /etc/cortexd/cortex.toml",
     )
     add_config_option(parser, "cortex.toml")
+    add_logging_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 78 on a configuration that can't be used."""
     from cortexd.config.check import load_gateway
+    from cortexd.config.secrets import read_tokens
     from cortexd.daemon import logs
+    from cortexd.daemon.access import AccessLog
     from cortexd.daemon.loop import run as run_loop
     from cortexd.daemon.state import state_directory
-    from cortexd.gateway.app import read_certificates, read_tokens
+    from cortexd.gateway.app import read_certificates
 
     path = config_path(args.config, "cortex.toml")
     config = load_gateway(path)
-    logs.configure()
-    try:
-        tokens = read_tokens(config, path.parent)
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"{path}: a token_file can't be read: {error}", file=sys.stderr)
-        return 78
-    try:
-        tls = read_certificates(config, path.parent)
-    except OSError as error:
-        print(f"{path}: upstream.ca_file can't be used: {error}", file=sys.stderr)
-        return 78
+    told = told_logging(args, config.logging)
+    stream = logs.configure(told)
+    tokens = read_tokens(config, path.parent)
+    tls = read_certificates(config, path.parent)
     state_dir = state_directory(config.gateway.state_dir, path.parent, os.environ)
-    return run_loop(_serve(config, tokens, tls, state_dir))
+    access = AccessLog(stream, told.format)
+    return run_loop(_serve(config, tokens, tls, access, state_dir))
 
 
 async def _serve(
-    config: Config, tokens: dict[str, str], tls: ssl.SSLContext | None, state_dir: Path | None
+    config: Config,
+    tokens: dict[str, str],
+    tls: ssl.SSLContext | None,
+    access: AccessLog,
+    state_dir: Path | None,
 ) -> int:
     from cortexd.daemon import loop, notify
-    from cortexd.daemon.access import AccessLog
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.gateway.app import Gateway
     from cortexd.gateway.listeners import CantListen
     from cortexd.proxy.listen import TooFewDescriptors
 
-    gateway = Gateway(
-        config, tokens=tokens, tls=tls, access=AccessLog(sys.stderr), state_dir=state_dir
-    )
+    gateway = Gateway(config, tokens=tokens, tls=tls, access=access, state_dir=state_dir)
     try:
         await gateway.start()
     except (CantListen, TooFewDescriptors) as error:

@@ -373,15 +373,6 @@ def _policy(config: Config) -> Policy:
     )
 
 
-def read_tokens(config: Config, base: Path) -> dict[str, str]:
-    """Node → token, from the token files; relative paths start at `base`. Raises OSError."""
-    return {
-        neuron.name: (base / neuron.token_file).read_text().strip()
-        for neuron in config.neurons
-        if neuron.token_file is not None
-    }
-
-
 def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:
     """Whom to trust behind https, when it is not the system's choice. Raises OSError."""
     file = config.upstream.ca_file

@@ -37,6 +37,17 @@ def test_anything_else_says_what_is_allowed(text: object) -> None:
         Size.parse(text)
 
 
+@pytest.mark.parametrize("text", ["1000000h", "9" * 400 + "s"])
+def test_a_duration_that_no_timer_takes_is_a_slip(text: str) -> None:
+    with pytest.raises(ValueError, match="expected at most 240000h"):
+        Duration.parse(text)
+
+
+def test_a_size_has_an_end_too() -> None:
+    with pytest.raises(ValueError, match="expected at most 1048576GiB"):
+        Size.parse("9" * 400 + "GiB")
+
+
 @pytest.mark.parametrize("text", ["500ms", "10s", "90s", "30m", "2h", "0s"])
 def test_a_duration_is_written_as_people_write_it(text: str) -> None:
     assert Duration.parse(str(Duration.parse(text))) == Duration.parse(text)
