@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     tokens = read_tokens(config, path.parent)
     tls = read_certificates(config, path.parent)
     state_dir = state_directory(config.gateway.state_dir, path.parent, os.environ)
-    access = AccessLog(stream, told.format)
+    is_said = told.level in ("debug", "info")  # its lines are of the latter
+    access = AccessLog(stream, told.format) if is_said else None
     return run_loop(_serve(config, tokens, tls, access, state_dir))
 
 
@@ -59,7 +60,7 @@ async def _serve(
     config: Config,
     tokens: dict[str, str],
     tls: ssl.SSLContext | None,
-    access: AccessLog,
+    access: AccessLog | None,
     state_dir: Path | None,
 ) -> int:
     from cortexd.daemon import loop, notify

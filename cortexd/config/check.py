@@ -11,7 +11,7 @@ import msgspec
 
 from cortexd.config import gateway, neuron
 from cortexd.config.address import ALLOWED as AN_ADDRESS
-from cortexd.config.address import parse_listen, unix_path
+from cortexd.config.address import is_host, parse_listen, unix_path
 from cortexd.config.catalogue import Profile
 from cortexd.config.decode import Problem, did_you_mean, quoted
 from cortexd.config.lines import KeyPath
@@ -240,7 +240,9 @@ def _origin(key: KeyPath, origin: str) -> Iterator[Problem]:
 
 
 def _host(key: KeyPath, host: str) -> Iterator[Problem]:
-    if not host or not host.isprintable() or any(mark in host for mark in "/@ "):
+    if not is_host(host) and not (
+        host.count(":") > 1 and not host.strip("0123456789abcdefABCDEF:.[]")
+    ):
         yield Problem(key, f"found {quoted(host)}", 'a host, like "10.0.0.7" or "gpu.internal"')
 
 
@@ -259,3 +261,5 @@ def _endpoint(key: KeyPath, endpoint: str) -> Iterator[Problem]:
         yield Problem(key, "found a URL with credentials; a token belongs in token_file", allowed)
     elif parts.scheme not in ("http", "https") or not host or not plain:
         yield Problem(key, found, allowed)
+    elif ":" not in host and not is_host(host):
+        yield Problem(key, f"{found}, whose host can't be one", allowed)

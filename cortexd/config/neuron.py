@@ -68,5 +68,5 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     neuron: Agent = Agent()
     paths: Paths = Paths()
-    logging: Logging = Logging()
     models: tuple[LocalModel, ...] = ()
+    logging: Logging = Logging()

@@ -47,6 +47,16 @@ class ConfigError(Exception):
         )
         super().__init__("\n".join(_told(file, mistake) for mistake in self.mistakes))
 
+    def named(self, draft: Path, file: Path) -> ConfigError:
+        """The same of a draft, as if it stood in the file already."""
+        return ConfigError(
+            file,
+            [
+                replace(mistake, text=mistake.text.replace(str(draft), str(file)))
+                for mistake in self.mistakes
+            ],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -57,7 +67,9 @@ class Origin:
     variable: str | None = None
 
     def __str__(self) -> str:
-        return self.variable or (f"{self.file}:{self.line}" if self.file else "default")
+        if self.variable or not self.file:
+            return self.variable or "default"
+        return f"{self.file}:{self.line}" if self.line else str(self.file)
 
 
 class Text(NamedTuple):
@@ -103,7 +115,7 @@ class Source:
         for key in text.document.keys() - {array}:
             words = f"unknown key{did_you_mean(key, [array])} (allowed: {array})"
             line = text.lines.get((key,))
-            self._mistakes.append(Mistake(_spelt((key,)), words, line, file=text.file))
+            self._mistakes.append(Mistake(spelt((key,)), words, line, file=text.file))
         ours, theirs = self.document.get(array, []), text.document.get(array, [])
         if not isinstance(theirs, list):
             line = text.lines.get((array,))
@@ -134,12 +146,12 @@ class Source:
         key, found, allowed = problem
         words = f"{found} (allowed: {allowed})" if allowed else found
         if variable := self._variables.get(key[:2]):
-            return Mistake(_spelt(key), words, variable=variable)
+            return Mistake(spelt(key), words, variable=variable)
         text, own = self._text(key)
         # What is missing has the line of the table that it is missing from.
         held = (text.lines[own[:end]] for end in range(len(own), 0, -1) if own[:end] in text.lines)
         file = None if text is self._main else text.file
-        return Mistake(_spelt(own), words, next(held, None), file=file)
+        return Mistake(spelt(own), words, next(held, None), file=file)
 
     def _text(self, key: KeyPath) -> tuple[Text, KeyPath]:
         """The file that a key stands in, and the key as that file has it."""
@@ -257,7 +269,7 @@ def _meant(text: str, kind: Any) -> Any:
     return text
 
 
-def _spelt(key: KeyPath) -> str:
+def spelt(key: KeyPath) -> str:
     """As people write it: `aliases."team/small"`, `neurons[1].endpoint`."""
     parts = [
         f"[{part}]"

@@ -205,7 +205,7 @@ class Gateway:
         )
         try:
             await self._open_listeners(max_connections)
-        except OSError:
+        except BaseException:  # what is left open would keep the process from ending
             await self.close()
             raise
         self._poller.start()

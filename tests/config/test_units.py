@@ -72,7 +72,23 @@ def test_addresses_to_listen_on(text: str, address: tuple[str, int]) -> None:
     assert parse_listen(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "8080", "host:", "host:x", "host:65536", "::1:80", "a:-1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8080",
+        "host:",
+        "host:x",
+        "host:65536",
+        "::1:80",
+        "a:-1",
+        "a..b:1",
+        "a b:1",
+        "a\0b:1",
+        "\u00e4" * 64 + ":1",
+        "a:\u0661",
+    ],
+)
 def test_what_is_no_address_says_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="expected host:port"):
         parse_listen(text)
