@@ -87,20 +87,21 @@ def _walk(key: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Any]]:
     elif len(key) == 1 and isinstance(value, tuple):
         for number, each in enumerate(value):
             for name in each.__struct_fields__:
-                yield (*key, number, name), _plain(name, getattr(each, name))
+                yield (*key, number, name), plain(name, getattr(each, name))
     elif len(key) == 1 and isinstance(value, dict):
         for name, each in value.items():
-            yield (*key, name), _plain(name, each)
+            yield (*key, name), plain(name, each)
     else:
-        yield key, _plain(str(key[-1]), value)
+        yield key, plain(str(key[-1]), value)
 
 
-def _plain(name: str, value: Any) -> Any:
+def plain(name: str, value: Any) -> Any:
+    """The value of the key of that name as TOML would have it."""
     if isinstance(value, msgspec.Struct):
         named = msgspec.structs.asdict(value).items()
         return {key: each for key, each in named if each is not None}
     if isinstance(value, dict):
-        return {key: _plain(key, each) for key, each in value.items()}
+        return {key: plain(key, each) for key, each in value.items()}
     if isinstance(value, Duration | Size):
         return str(value)
     if isinstance(value, str) and _SECRET.search(name) and not name.endswith("_file"):

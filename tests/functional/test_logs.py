@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,18 +29,16 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def gateway(
-    place: Path, stderr: int, *options: str, **sections: Any
-) -> AsyncIterator[tuple[subprocess.Popen[bytes], str]]:
-    """A gateway without nodes whose stderr is that descriptor, when it answers."""
+async def gateway(place: Path, stderr: int, *options: str, **sections: Any) -> AsyncIterator[str]:
+    """A gateway without nodes whose stderr is that descriptor, once it answers: its URL."""
     port = free_port()
     config = gateway_config({}, **sections)
     config["gateway"] |= {"listen": f"127.0.0.1:{port}", "admin_listen": ""}
     file = place / "cortex.toml"
     file.write_text(tomlkit.dumps(config))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cortexd", "serve", "--config", str(file), *options],
-        stdin=subprocess.DEVNULL,
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cortexd", "serve", "--config", str(file), *options),
+        stdin=asyncio.subprocess.DEVNULL,
         stderr=stderr,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
@@ -56,13 +52,14 @@ async def gateway(
                         break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(0.02)
-        yield process, url
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, GUARD) == 0
+        yield url
+        process.terminate()
+        async with asyncio.timeout(GUARD):
+            assert await process.wait() == 0
     finally:
-        if process.poll() is None:
+        if process.returncode is None:
             process.kill()
-            process.wait()
+            await process.wait()
 
 
 async def ask(url: str, times: int) -> list[int]:
@@ -88,38 +85,38 @@ async def test_a_pipe_that_nobody_reads_harms_nothing(tmp_path: Path) -> None:
     except BlockingIOError:
         os.set_blocking(into, True)
     try:
-        async with gateway(tmp_path, into) as (_, url):
+        async with gateway(tmp_path, into) as url:
             assert set(await ask(url, 500)) == {503}
     finally:
         os.close(out)
         os.close(into)
 
 
-@pytest.mark.parametrize("format", ["text", "json"])
-async def test_a_full_disk_harms_nothing(tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_full_disk_harms_nothing(tmp_path: Path, form: str) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
-        async with gateway(tmp_path, full, "--log-format", format) as (_, url):
+        async with gateway(tmp_path, full, "--log-format", form) as url:
             assert set(await ask(url, 200)) == {503}
     finally:
         os.close(full)
 
 
-@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize("form", ["text", "json"])
 async def test_one_line_for_each_event_and_never_what_is_nobodys_business(
-    tmp_path: Path, format: str
+    tmp_path: Path, form: str
 ) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr:
         async with gateway(
-            tmp_path, stderr.fileno(), "--log-level", "debug", logging={"format": format}
-        ) as (_, url):
+            tmp_path, stderr.fileno(), "--log-level", "debug", logging={"format": form}
+        ) as url:
             await ask(url, 3)
     text = log.read_text()
     assert CANARY not in text
     requests = [line for line in text.splitlines() if "/v1/chat/completions" in line]
     assert len(requests) == 3
-    if format == "text":
+    if form == "text":
         assert "503 /v1/chat/completions m request_id=" in requests[0]
         assert "client=127.0.0.1" in requests[0]
         return
@@ -135,6 +132,6 @@ async def test_one_line_for_each_event_and_never_what_is_nobodys_business(
 async def test_the_levels_above_are_quiet(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stderr:
-        async with gateway(tmp_path, stderr.fileno(), logging={"level": "error"}) as (_, url):
+        async with gateway(tmp_path, stderr.fileno(), logging={"level": "error"}) as url:
             await ask(url, 1)
     assert log.read_text() == ""
