@@ -106,7 +106,8 @@ def documents() -> dict[str, str]:
 def _commands() -> Iterator[str]:
     os.environ["COLUMNS"] = "100"  # as wide wherever it is made
     top = parser()
-    yield _block(top)
+    # Its own help is laid out differently by each version of Python.
+    yield f"```\n{top.format_usage().strip()}\n```\n"
     for name, command in _below(top):
         yield f"## cortexd {name}\n\n{_block(command)}"
         for action, nested in _below(command):
