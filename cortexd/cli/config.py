@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import sys
 from pathlib import Path
 
 from cortexd.cli.paths import SYSTEM, config_path
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from cortexd.config.check import read_gateway, read_neuron
     from cortexd.config.show import as_json, as_toml, settings
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what it can't encode is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     path = config_path(args.config, "neuron.toml" if args.neuron else "cortex.toml")
     found = settings(
         read_neuron(path, with_files=False)

@@ -52,7 +52,7 @@ def as_toml(found: list[Setting]) -> str:
         name = spelt(table[:1])
         lines += ["", f"[[{name}]]" if table[0] in arrays else f"[{name}]"]
         for key, value, origin in inside:
-            said = spelt(key[-1:])
+            said = tomlkit.key(str(key[-1])).as_string()
             if value is None:
                 said = f"# {said} is unset"
             elif key[-1] == "token" and value == MASK:  # no key of the file: only ever seen here

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cortexd.cli.main import main
+from tests.cli.commands import cortexd
 
 TEXT = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
 
@@ -76,3 +77,47 @@ def test_what_cant_be_done_is_status_1_in_words(
     said = capsys.readouterr().err
     assert said.startswith("Nothing was changed: ")
     assert ('did you mean "a"?' in said) or ("none.toml: No such file" in said)
+
+
+def rename(config: Path, name: str) -> None:
+    config.write_text(TEXT.replace("'a'", f"'{name}'"))
+
+
+async def test_a_name_that_stdout_cant_encode_is_shown_all_the_same(config: Path) -> None:
+    rename(config, "\u00e4")
+    show = ("config", "show", "--config", str(config))
+    status, out, err = await cortexd(
+        *show, cwd=config.parent, PYTHONUTF8="0", PYTHONIOENCODING="ascii"
+    )
+    assert (status, err) == (0, "")
+    assert r"\xe4" in out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("check",),
+        ("config", "show"),
+        ("config", "show", "--json"),
+        ("neuron-add", "b", "http://b:1", "--token-file", "b.token"),
+        ("neuron-add", "a", "http://b:1"),
+        ("neuron-remove", "a"),
+    ],
+)
+def test_no_command_ever_shows_a_secret(
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+) -> None:
+    config.write_text(TEXT + "token_file = 'a.token'\n" + TEXT.replace("'a'", "'c'"))
+    for name in ("a.token", "b.token"):
+        (config.parent / name).write_text("canary-7f3a")
+        (config.parent / name).chmod(0o600)
+    monkeypatch.setenv("CORTEX_TOKEN__C", "canary-7f3a")
+    ran(*command, "--config", str(config))
+    (config.parent / "a.token").write_text("canary-7f3a\ncanary-7f3a")
+    monkeypatch.setenv("CORTEX_TOKEN__C", "canary-7f3a canary-7f3a")
+    ran(*command, "--config", str(config))
+    said = capsys.readouterr()
+    assert "canary" not in said.out + said.err + config.read_text()

@@ -84,3 +84,11 @@ def test_what_is_secret_by_its_name_is_masked(tmp_path: Path, name: str) -> None
     assert "s3cret" not in text
     assert f'{name} = "********"' in text
     assert "flash = true" in text
+
+
+def test_a_long_alias_is_shown_whole(tmp_path: Path) -> None:
+    file, shown = tmp_path / "cortex.toml", tmp_path / "shown.toml"
+    file.write_text(f"[aliases]\n'{'a b' * 40}' = 'm'\n\"\u00e4\\\"\" = 'm'\n")
+    loaded = read_gateway(file, {})
+    shown.write_text(as_toml(settings(loaded, {})))
+    assert load_gateway(shown, {}).aliases == loaded.value.aliases
