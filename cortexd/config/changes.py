@@ -23,13 +23,15 @@ _LISTS: Final = frozenset({"neurons", "models", "aliases"})
 class Changes(msgspec.Struct, frozen=True):
     """From one configuration to the next.
 
-    words: each change, as a person would look for it in the file.
-    restart: keys among them that hold from the next start on.
+    keys: of single tables, like `polling.interval`, but for those under `restart`.
+    entries: of the others, each in words.
+    restart: keys that hold from the next start on.
     fresh: nodes that are new, or reached in another way: nothing that was known of them holds.
     gone: nodes that are not there any more.
     """
 
-    words: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
     fresh: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
@@ -46,15 +48,15 @@ def changes(before: Settings, after: Settings) -> Changes:
         for name, node in nodes.items()
         if not _is_same(name, were.get(name), node, before, after)
     )
-    words = [
-        *(f"{key} changed" for key in keys if key not in AT_START),
+    entries = (
         *_entries("neurons", were, nodes),
         *_tokens(before, after),
         *_entries("models", _by_id(old.models), _by_id(new.models)),
         *_entries("aliases", old.aliases, new.aliases),
-    ]
+    )
+    live = tuple(key for key in keys if key not in AT_START)
     restart = tuple(key for key in keys if key in AT_START)
-    return Changes(tuple(words), restart, fresh, frozenset(were.keys() - nodes.keys()))
+    return Changes(live, entries, restart, fresh, frozenset(were.keys() - nodes.keys()))
 
 
 def in_use(before: Config, after: Config) -> Config:

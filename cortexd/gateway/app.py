@@ -272,7 +272,8 @@ class Gateway:
         """Have everything follow other settings; nothing here waits."""
         self._roster.follow(settings, found, self._state.state.drained)
         self._relay.limit(settings.config.gateway)
-        self._endpoints.forget()
+        if "security.allowed_inference_hosts" in found.keys:
+            self._endpoints.forget()
         self._keep_footprints()
 
     def _forget_node(self, name: str) -> None:

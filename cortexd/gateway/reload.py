@@ -23,14 +23,12 @@ from cortexd.control.refusals import shutting_down
 from cortexd.daemon import notify
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
-from cortexd.gateway.listeners import CantListen, Key, Listeners
+from cortexd.gateway.listeners import KEYS, CantListen, Listeners
 from cortexd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 PATIENCE: Final = 5.0  # seconds for a reload that is under way when the gateway stops
-
-_LISTENS: Final[tuple[Key, ...]] = ("listen", "admin_listen", "metrics_listen")
 
 
 class Reloaded(msgspec.Struct, frozen=True):
@@ -133,13 +131,15 @@ class Reload:
         )
 
     def _succeeded(self, found: Changes) -> Reloaded:
-        changed, restart = [], list(found.restart)
-        for words in found.words:
-            key = words.removeprefix("gateway.").removesuffix(" changed")
-            if any(key == each and self._listeners.are_inherited(each) for each in _LISTENS):
-                restart.append(f"gateway.{key}: change ListenStream= in the socket unit, too")
-            else:
-                changed.append(words)
+        held = {f"gateway.{key}" for key in KEYS if self._listeners.are_inherited(key)}
+        changed = [f"{key} changed" for key in found.keys if key not in held]
+        changed += found.entries
+        restart = list(found.restart)
+        restart += [
+            f"{key}: systemd holds its socket; change ListenStream= in the socket unit, too"
+            for key in found.keys
+            if key in held
+        ]
         self.trouble = None
         self._metrics.reload_success.value = 1
         said = "; ".join(changed) or "nothing has changed"

@@ -55,8 +55,8 @@ def test_nothing_is_nothing() -> None:
 def test_a_change_is_told_as_it_stands_in_the_file(
     before: dict[str, Any], after: dict[str, Any], words: str
 ) -> None:
-    assert found(before, after).words == (words,)
-    assert "new" not in words
+    seen = found(before, after)
+    assert (*(f"{key} changed" for key in seen.keys), *seen.entries) == (words,)
 
 
 def test_a_node_that_is_reached_in_another_way_is_another_node() -> None:
@@ -74,7 +74,7 @@ def test_what_is_read_once_waits_for_a_restart_and_goes_on_being_said() -> None:
     new = Config(gateway=Gateway(state_dir="/x"), upstream=Upstream(ca_file="/y", retries=5))
     seen = changes(Settings(old), Settings(new))
     assert seen.restart == ("gateway.state_dir", "upstream.ca_file")
-    assert seen.words == ("upstream.retries changed",)
+    assert seen.keys == ("upstream.retries",)
     used = in_use(old, new)
     assert (used.gateway.state_dir, used.upstream.ca_file, used.upstream.retries) == (None, None, 5)
     assert changes(Settings(used), Settings(new)).restart == seen.restart
@@ -114,6 +114,6 @@ def test_whatever_differs_is_told_and_nodes_are_kept_fresh_or_gone(
     new = {node.name for node in after.config.neurons}
     assert seen.gone == old - new
     assert new - old <= seen.fresh <= new
-    if not seen.words:
+    if not seen.entries:
         assert seen.fresh == seen.gone == frozenset()
         assert before.config.aliases == after.config.aliases

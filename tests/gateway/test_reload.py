@@ -14,14 +14,14 @@ from aiohttp import web
 
 from cortexd.config.catalogue import Profile
 from cortexd.config.current import Settings
-from cortexd.config.gateway import Loading
+from cortexd.config.gateway import Config, Loading, Security, Upstream
 from cortexd.config.source import ConfigError, Mistake
 from cortexd.config.units import Duration, Size
 from cortexd.errors import Refusal
 from cortexd.fleet.snapshot import FootprintKey
 from tests.fakes import FakeNeuron
 from tests.functional.raw import connected, post
-from tests.gateway.fleet import Answer, Fleet, running_fleet
+from tests.gateway.fleet import FAST, Answer, Fleet, running_fleet
 from tests.gateway.reloading import gateway, is_on_disk, neurons, reloaded
 from tests.waiting import GUARD, until
 
@@ -226,6 +226,28 @@ async def test_a_drained_node_stays_drained() -> None:
         await until(lambda: not registry.snapshot.nodes)
         await reloaded(fleet, neurons=neurons(a=fleet.neurons["a"]))
         assert registry.snapshot.nodes["a"].draining
+
+
+async def test_a_host_that_is_not_allowed_any_more_is_refused_from_the_next_request_on() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.endpoint_answer = lambda model: web.json_response({"url": "http://192.0.2.1:1"})
+    config = Config(
+        polling=FAST,
+        security=Security(("192.0.2.1",)),
+        upstream=Upstream(connect_timeout=Duration(0.05), retries=0),
+    )
+    async with running_fleet(config=config, a=neuron) as fleet:
+        assert (await fleet.ask()).headers["x-cortex-code"].startswith("upstream_")
+        await reloaded(fleet, security=Security())
+        assert (await fleet.ask()).headers["x-cortex-code"] == "endpoint_refused"
+
+
+async def test_what_is_known_of_endpoints_outlives_a_reload() -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        assert (await fleet.ask()).status == 200
+        await reloaded(fleet, aliases={"x": "m"})
+        assert (await fleet.ask()).status == 200
+        assert len(fleet.neurons["a"].called("GET", "/models/m/endpoint")) == 1
 
 
 # Profiles.
