@@ -7,7 +7,7 @@ WHEELS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak docs clean
 
 demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once leaves after that
 	$(BIN)/cortexd demo --models $(MODELS) $(ARGS)
@@ -23,6 +23,9 @@ lint: $(VENV)/.works ## format, lint, types and floors
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.works ## docs/cli.md and docs/configuration.md, from the code
+	$(BIN)/python -m docs.generate
 
 bench: $(VENV)/.works ## the measurements, one table each; ARGS picks them, without it they are listed
 	$(BIN)/python -m bench $(ARGS)

@@ -11,12 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cortexd.cli.paths import add_config_option, config_path
+from cortexd.cli.saying import add_logging_options, told_logging
 
 if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
     from cortexd.config.current import Settings
+    from cortexd.daemon.access import AccessLog
 
 log = logging.getLogger(__name__)
 
@@ -30,47 +32,51 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: cortexd serve --config /etc/cortexd/cortex.toml",
     )
     add_config_option(parser, "cortex.toml")
+    add_logging_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Raises ConfigError (78) on what can't be used."""
-    from cortexd.config.source import ConfigError, Mistake
     from cortexd.daemon import logs
+    from cortexd.daemon.access import AccessLog
     from cortexd.daemon.loop import run as run_loop
     from cortexd.daemon.state import state_directory
     from cortexd.gateway.app import read_certificates
 
     path = config_path(args.config, "cortex.toml")
     settings = read_settings(path)
-    logs.configure()
-    try:
-        tls = read_certificates(settings.config, path.parent)
-    except OSError as error:
-        raise ConfigError(path, [Mistake("upstream.ca_file", f"can't be used: {error}")]) from error
+    told = told_logging(args, settings.config.logging)
+    stream = logs.configure(told)
+    is_said = told.level in ("debug", "info")  # its lines are of the latter
+    access = AccessLog(stream, told.format) if is_said else None
+    tls = read_certificates(settings.config, path.parent)
     state_dir = state_directory(settings.config.gateway.state_dir, path.parent, os.environ)
-    return run_loop(_serve(path, settings, tls, state_dir))
+    return run_loop(_serve(path, settings, tls, access, state_dir))
 
 
 def read_settings(path: Path) -> Settings:
     """The configuration and its secrets, as they are on disk. Raises ConfigError."""
     from cortexd.config.check import load_gateway
     from cortexd.config.current import Settings
+    from cortexd.config.secrets import SecretError, read_tokens
     from cortexd.config.source import ConfigError, Mistake
-    from cortexd.gateway.app import read_tokens
 
     config = load_gateway(path)
     try:
         return Settings(config, read_tokens(config, path.parent))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, [Mistake("", f"a token_file can't be read: {error}")]) from error
+    except SecretError as error:  # it was good a moment ago
+        raise ConfigError(path, [Mistake("", str(error))]) from error
 
 
 async def _serve(
-    path: Path, settings: Settings, tls: ssl.SSLContext | None, state_dir: Path | None
+    path: Path,
+    settings: Settings,
+    tls: ssl.SSLContext | None,
+    access: AccessLog | None,
+    state_dir: Path | None,
 ) -> int:
     from cortexd.daemon import loop, notify, signals
-    from cortexd.daemon.access import AccessLog
     from cortexd.daemon.activation import BadSocket, inherited
     from cortexd.gateway.app import Gateway
     from cortexd.gateway.listeners import CantListen, keyed
@@ -82,7 +88,7 @@ async def _serve(
                 settings.config,
                 tokens=settings.tokens,
                 tls=tls,
-                access=AccessLog(sys.stderr),
+                access=access,
                 state_dir=state_dir,
                 reread=partial(read_settings, path),
                 sockets=keyed(inherited()),

@@ -13,7 +13,9 @@ from cortexd.config.decode import quoted
 from cortexd.config.gateway import Config, Neuron
 
 # Read once, when the process starts.
-AT_START: Final = frozenset({"gateway.state_dir", "upstream.ca_file"})
+AT_START: Final = frozenset(
+    {"gateway.state_dir", "upstream.ca_file", "logging.level", "logging.format"}
+)
 
 _LISTS: Final = frozenset({"neurons", "models", "aliases"})
 

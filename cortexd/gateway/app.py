@@ -37,6 +37,7 @@ from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import Admin
+from cortexd.gateway.cors import Cors
 from cortexd.gateway.face import Face
 from cortexd.gateway.health import status_line
 from cortexd.gateway.intake import new_request_id, request_id
@@ -48,7 +49,7 @@ from cortexd.gateway.reload import Reload
 from cortexd.gateway.shutdown import Shutdown
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
-from cortexd.proxy.door import DoorServer
+from cortexd.proxy.door import DoorServer, Handler
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.listen import connection_cap
 
@@ -216,7 +217,7 @@ class Gateway:
         )
         try:
             await self.listeners.open(config.gateway)
-        except OSError:
+        except BaseException:  # what is left open would keep the process from ending
             await self.close()
             raise
         self._poller.start()
@@ -253,17 +254,19 @@ class Gateway:
     def _serve(self, key: Key) -> DoorServer:
         """The server that stands behind a listener."""
         reads, few = self._reads, FEW_CONNECTIONS
+        handler: Handler
         if key == "listen":
             inference = {path: {"POST": self._relay.serve} for path in INFERENCE_PATHS}
             face = Face(self.metrics, inference | reads.paths, reads.prefixes)
+            handler = Cors(face.handle, self._current, inference).handle
             few = self._max_connections
         elif key == "metrics_listen":
-            face = Face(self.metrics, reads.metrics, {})
+            handler = Face(self.metrics, reads.metrics, {}).handle
         else:
             paths = reads.paths | reads.metrics | self._admin.paths
-            face = Face(self.metrics, paths, reads.prefixes | dict(self._admin.routes))
+            handler = Face(self.metrics, paths, reads.prefixes | dict(self._admin.routes)).handle
         max_body = self._current.config.gateway.max_body
-        return DoorServer(face.handle, self._refuse, max_body=max_body, max_connections=few)
+        return DoorServer(handler, self._refuse, max_body=max_body, max_connections=few)
 
     def _follow(self, settings: Settings, found: Changes) -> None:
         """Have everything follow other settings; nothing here waits."""
@@ -299,15 +302,6 @@ class Gateway:
         if request is None:
             return answer(refusal, "openai", new_request_id())
         return answer(refusal, dialect_of(request.path), request_id(request))
-
-
-def read_tokens(config: Config, base: Path) -> dict[str, str]:
-    """Node → token, from the token files; relative paths start at `base`. Raises OSError."""
-    return {
-        neuron.name: (base / neuron.token_file).read_text().strip()
-        for neuron in config.neurons
-        if neuron.token_file is not None
-    }
 
 
 def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:

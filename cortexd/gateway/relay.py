@@ -21,6 +21,7 @@ from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.bodies import Bodies, Hold
+from cortexd.gateway.cors import allowance_lines
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
@@ -122,7 +123,8 @@ class Relay:
             self._current.config.loading.keepalive,
             self._current.config.gateway.expose_route,
         )
-        return KeepAlive(inbound, splice, interval, shows_node=shows_node)
+        marks = allowance_lines(inbound.request, self._current.config.gateway.cors_origins)
+        return KeepAlive(inbound, splice, interval, shows_node=shows_node, marks=marks)
 
     async def _carry(
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
@@ -208,6 +210,7 @@ class Relay:
 
     def _answer_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
         own = own_lines(inbound.dialect, inbound.request_id)
+        own += allowance_lines(inbound.request, self._current.config.gateway.cors_origins)
         if not self._current.config.gateway.expose_route:
             return own
         return own + _route_lines(route.node, route.replica.model, route.route)
