@@ -82,7 +82,7 @@ def explain(name: str, snapshot: Snapshot, ledger: Ledger, now: float) -> Explan
     model = snapshot.catalogue.resolve(name)
     here = {replica.node: replica for replica in snapshot.replicas.get(model, ())}
     decision = decide(Query(model), snapshot, ledger, now)
-    kind, node, code, words = _told(decision)
+    kind, node, code, words = _told(decision, ledger)
     return Explanation(
         model=model,
         decision=kind,
@@ -98,7 +98,7 @@ def explain(name: str, snapshot: Snapshot, ledger: Ledger, now: float) -> Explan
 
 
 def _told(
-    decision: Decision,
+    decision: Decision, ledger: Ledger
 ) -> tuple[Literal["serve", "lazy", "load", "wait", "refuse"], str | None, str | None, str]:
     match decision:
         case Serve(replica):
@@ -117,11 +117,21 @@ def _told(
             return "load", placement.node, None, words + "."
         case Wait(_, "starting"):
             return "wait", None, None, "It would wait: not every node has been asked yet."
+        case Wait(asked, "loading", node) if _is_without_room(asked, ledger):
+            return "wait", node, None, f"It would wait: room is being made for it on {node}."
         case Wait(_, reason, node):
             where = f" on {node}" if node else ""
             return "wait", node, None, f"It would wait: it is {reason}{where}."
         case Refuse(refusal):
             return "refuse", None, refusal.kind.code, f"It would be refused: {refusal.message}"
+
+
+def _is_without_room(model: str, ledger: Ledger) -> bool:
+    """Whether a load of ours has not begun yet."""
+    if (node := ledger.loading.get(model)) is None:
+        return False
+    promise = ledger.promises.get((node, model))
+    return promise is None or promise.before is None
 
 
 def _verdict(

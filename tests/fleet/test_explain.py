@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.explain import Explanation, Verdict, explain
 from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Serve, Wait, decide
-from cortexd.fleet.snapshot import Failure, Fault, Ledger, Node
+from cortexd.fleet.snapshot import Failure, Fault, Ledger, Node, Promise
 from cortexd.wire.neuron import STATUSES, DeviceHealth, Health, Model
 from tests.fleet.fleet import BROKEN, fleet, node
 
@@ -78,6 +78,17 @@ def test_what_is_under_way_would_be_waited_for(status: str) -> None:
     said = told(node("a", {"m": status}))
     assert (said.decision, said.node) == ("wait", "a")
     assert said.words == f"It would wait: it is {status} on a."
+
+
+def test_a_load_that_has_not_begun_waits_for_room() -> None:
+    ledger = Ledger(loading={"m": "a"})
+    said = told(node("a"), models=(LARGE,), ledger=ledger)
+    assert said.words == "It would wait: room is being made for it on a."
+    ledger.promises["a", "m"] = Promise({0: 18000.0})
+    assert "room is being made" in told(node("a"), models=(LARGE,), ledger=ledger).words
+    ledger.promises["a", "m"] = Promise({0: 18000.0}, {0: 24000.0})
+    said = told(node("a"), models=(LARGE,), ledger=ledger)
+    assert said.words == "It would wait: it is loading on a."
 
 
 def test_before_every_node_was_asked_it_would_wait() -> None:
