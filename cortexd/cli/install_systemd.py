@@ -28,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Write units, a first configuration, and what makes the user cortexd; then "
         "have systemd read them. The plan is shown first. Nothing is started, and a configuration "
         "that is there stays as it is. Exit status 1 when nothing was done.",
-        epilog="example: sudo /opt/cortexd/bin/cortexd install-systemd --socket",
+        epilog="example: cortexd install-systemd --socket",
     )
     parser.add_argument("--neuron", action="store_true", help="the node agent's files, too")
     parser.add_argument(
