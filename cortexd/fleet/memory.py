@@ -21,7 +21,7 @@ from cortexd.wire.neuron import (
 
 # Statuses of models that hold memory of their node, or are about to.
 RESIDENT: Final = frozenset({LOADED, RELOADING, LOADING, RECOVERING})
-_MOST: Final = float(1 << 40)  # MiB; who claims to have more is not believed
+_MOST: Final = float(1 << 40)  # MiB; a footprint beyond that is none
 
 
 def free(
@@ -118,5 +118,5 @@ def _reported(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float
 
 
 def _believed(mb: float | None) -> float | None:
-    """An amount of memory, or None when there is none, or none that can be."""
+    """A footprint, or None when there is none, or none that can be: it may be from a file."""
     return float(mb) if mb is not None and 0 <= mb <= _MOST else None

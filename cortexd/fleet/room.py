@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Final
@@ -24,7 +25,7 @@ class Room(msgspec.Struct, frozen=True):
     @property
     def last_use(self) -> float:
         """The latest use of those who leave."""
-        return _last_use(self.leaving)
+        return max((resident.last_use for resident in self.leaving), default=0.0)
 
 
 def make_room(
@@ -79,7 +80,10 @@ def make_room(
 def _cheapest(count: int, leaving: Mapping[int, tuple[Resident, ...]]) -> Room:
     """The best of all combinations, without trying any: what a device costs does not depend on the
     others. leaving: device → who leaves it, of the freest first."""
-    costs = {index: (len(who), _last_use(who)) for index, who in leaving.items()}
+    costs = {
+        index: (len(who), max((one.last_use for one in who), default=-math.inf))
+        for index, who in leaving.items()
+    }
     chosen = sorted(leaving, key=costs.__getitem__)[:count]
     most = costs[chosen[-1]][0]
     latest = max(costs[index][1] for index in chosen)
@@ -115,10 +119,6 @@ def gains(
         else dict.fromkeys(resident.devices, resident.mb)
         for resident in residents
     }
-
-
-def _last_use(leaving: Iterable[Resident]) -> float:
-    return max((resident.last_use for resident in leaving), default=0.0)
 
 
 def _leaving(short: dict[int, float], offers: Iterable[_Offer]) -> tuple[Resident, ...]:
