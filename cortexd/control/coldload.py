@@ -24,6 +24,7 @@ from cortexd.control.loader import Loader
 from cortexd.control.poller import Poller
 from cortexd.control.refusals import no_room_in_time, recovering, shutting_down, still_loading
 from cortexd.control.registry import Lease, Registry
+from cortexd.control.room import NotNeeded
 from cortexd.control.turns import Turns, now
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
@@ -255,6 +256,10 @@ class LoadTable:
         except Refusal as refusal:
             self._settle(entry)
             self._end(entry, Event.FAULT, refusal)
+        except NotNeeded as elsewhere:
+            self._settle(entry)
+            entry.happens(Event.PLACED)
+            self._be_ready(entry, elsewhere.node)
         else:
             self._succeed(entry)
         self._poller.nudge(entry.node or "")

@@ -55,7 +55,8 @@ class Loader:
         """Until it is resident; its memory is reserved. `moved`: told when it goes to another node
         than was thought.
 
-        Raises NodeError when the load failed, Refusal when there is no room for it.
+        Raises NodeError when the load failed, Refusal when there is no room for it, NotNeeded when
+        none is made any more.
         """
         model, profile = entry.model, self._registry.snapshot.catalogue.profiles.get(entry.model)
         if profile is not None and (placement.victims or placement.blockers):

@@ -22,13 +22,21 @@ from cortexd.control.unloads import Unloads
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, place
 from cortexd.fleet.residents import displaceable, residents
-from cortexd.fleet.routing import refusal
+from cortexd.fleet.routing import Query, Serve, decide, refusal
 
 log = logging.getLogger(__name__)
 
 LOOK: Final = 1.0  # seconds between two looks at who is busy
 SETTLE: Final = 10.0  # seconds for a node to report the memory of what it has unloaded
 SPARED: Final = 60.0  # seconds for which a model that would not go is left alone, at most
+
+
+class NotNeeded(Exception):
+    """A load for which room was made is needed no more: there is a copy that serves, on `node`."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self.node = node
 
 
 class Room:
@@ -51,7 +59,7 @@ class Room:
         """The placement that fits now, which may be another one by then; its memory is reserved.
 
         moved: told of every node where room is being made. unasked: for a copy that nobody waits
-        for. Raises Refusal when there will be no room.
+        for. Raises Refusal when there will be no room, and NotNeeded.
         """
         wait = _Wait(self._registry, self._reservations, self._insisting, profile.id)
         try:
@@ -63,6 +71,8 @@ class Room:
                     await self._wait_a_moment()
                 else:
                     await self._unload(placement, profile.id)
+                if not unasked and (server := self._server(profile.id)) is not None:
+                    raise NotNeeded(server)
                 placement = self._place(profile, unasked=unasked)
             if wait.node != placement.node:
                 moved(placement.node)
@@ -111,6 +121,11 @@ class Room:
         snapshot, ledger = self._registry.snapshot, self._registry.ledger
         room = free(snapshot.nodes[placement.node], snapshot, ledger, besides=model)
         return all(room.get(index, 0) >= need for index, need in placement.needs.items())
+
+    def _server(self, model: str) -> str | None:
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        decision = decide(Query(model), snapshot, ledger, now())
+        return decision.replica.node if isinstance(decision, Serve) else None
 
     def _place(self, profile: Profile, *, unasked: bool) -> Placement:
         snapshot, ledger, moment = self._registry.snapshot, self._registry.ledger, now()

@@ -11,7 +11,7 @@ import msgspec
 from cortexd.config.catalogue import DEFAULT_PRIORITY, Profile
 from cortexd.config.units import Duration
 from cortexd.fleet.memory import RESIDENT, places, size, totals
-from cortexd.fleet.snapshot import Ledger, Node, Snapshot
+from cortexd.fleet.snapshot import Ledger, Node, Snapshot, unservable
 from cortexd.wire.neuron import LOADED, LOADING
 
 LEAST_RESIDENCY: Final = 15.0  # seconds that a model stays after its first answer, at least
@@ -233,6 +233,8 @@ def _ties(
         bool(ledger.in_flight.get(key))
         or key in ledger.turns
         or (bool(node.busy.get(model)) and now - node.health_at <= snapshot.policy.stale_after)
+        # Its node was away: who waits for another copy comes back to this one.
+        or (model in ledger.loading and unservable(node.models[model]) is None)
     )
     is_stubborn = busy and ledger.stubborn.get(key, 0.0) > now
     return busy, kept, ledger.spared.get(key, 0.0) > now, is_stubborn

@@ -201,6 +201,28 @@ def test_requests_that_came_past_the_gateway_count_as_work() -> None:
     assert told == ["load big on a", "unload big from a", "load small on a"]
 
 
+def test_who_waits_for_room_goes_back_to_a_copy_that_returns() -> None:
+    machines = (Machine("a"), Machine("b"))
+    other = Profile("other", vram_mb=18000)
+
+    async def story(house: House) -> None:
+        assert await house.ask("big") == "a"
+        assert await house.ask("other") == "b"
+        working = house.asking("other", hold=60)
+        await asyncio.sleep(1)
+        house.operator.drain("a")
+        newcomers = [house.asking("small"), house.asking("big"), house.asking("big")]
+        await asyncio.sleep(20)
+        house.operator.undrain("a")
+        assert await newcomers[1] == await newcomers[2] == "a"
+        assert await newcomers[0] in {"a", "b"}
+        await working
+
+    told = tell(home(BIG, SMALL, other, machines=machines), story)
+    assert told[:2] == ["load big on a", "load other on b"]
+    assert not [note for note in told[2:] if note.startswith("load big")]
+
+
 def test_a_higher_class_is_never_displaced_and_the_refusal_says_so() -> None:
     precious = Profile("precious", vram_mb=18000, residency_priority=500)
 

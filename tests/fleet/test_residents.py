@@ -122,6 +122,7 @@ def test_a_model_is_stubborn_only_while_it_works() -> None:
         (Ledger(in_flight={KEY: 1}), True),
         (Ledger(in_flight={("b", "m"): 1}), False),
         (Ledger(turns={KEY: lambda: None}), True),
+        (Ledger(loading={"m": "b"}), True),
         (Ledger(last_access={KEY: NOW}), False),
         (Ledger(gates={"m": {"a"}}), False),
     ],
