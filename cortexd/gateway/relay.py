@@ -108,34 +108,34 @@ class Relay:
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
         if model != view.model:
             body = with_model(body, model, content_type)
-        if (
-            self._current.config.upstream.ask_usage
-            and view.stream
-            and inbound.path in TELLS_WHEN_ASKED
-        ):
+        asks = view.stream and self._current.config.upstream.ask_usage
+        if asks and inbound.path in TELLS_WHEN_ASKED:
             asking = with_usage(body)
             inbound.hides_usage = asking is not None
             body = asking or body
         return body
 
     def _keep_alive(self, inbound: Inbound, splice: Splice) -> KeepAlive:
-        interval, shows_node = (
-            self._current.config.loading.keepalive,
-            self._current.config.gateway.expose_route,
+        config = self._current.config
+        return KeepAlive(
+            inbound,
+            splice,
+            config.loading.keepalive,
+            shows_node=config.gateway.expose_route,
+            marks=allowance_lines(inbound.request, config.gateway.cors_origins),
         )
-        marks = allowance_lines(inbound.request, self._current.config.gateway.cors_origins)
-        return KeepAlive(inbound, splice, interval, shows_node=shows_node, marks=marks)
 
     async def _carry(
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
     ) -> Carried:
+        config = self._current.config
         attempts = Attempts(
             self._dispatcher,
             inbound.model or "",
-            self._current.config.upstream.retries,
+            config.upstream.retries,
             affinity=Affinity(inbound.request, inbound.path, body),
             turn=next(self._turns),
-            patience_for=self._current.config.loading.timeout,
+            patience_for=config.loading.timeout,
         )
         first: RouteDecision | None = None
         while True:
@@ -174,13 +174,12 @@ class Relay:
     def _call(
         self, inbound: Inbound, body: bytes, route: RouteDecision, attempts: Attempts
     ) -> Call:
-        upstream = self._current.config.upstream
+        config = self._current.config
+        upstream = config.upstream
         first_byte: float | None = None  # an answer in one piece has its first byte last
         if inbound.is_stream:
             is_lazy = route.route == "lazy"
-            first_byte = (
-                self._current.config.loading.timeout if is_lazy else upstream.first_byte_timeout
-            )
+            first_byte = config.loading.timeout if is_lazy else upstream.first_byte_timeout
         query = inbound.request.rel_url.raw_query_string
         return Call(
             base=route.endpoint,
@@ -209,9 +208,10 @@ class Relay:
         return said.encode()
 
     def _answer_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
-        own = own_lines(inbound.dialect, inbound.request_id)
-        own += allowance_lines(inbound.request, self._current.config.gateway.cors_origins)
-        if not self._current.config.gateway.expose_route:
+        own, gateway = own_lines(inbound.dialect, inbound.request_id), self._current.config.gateway
+        if gateway.cors_origins:
+            own += allowance_lines(inbound.request, gateway.cors_origins)
+        if not gateway.expose_route:
             return own
         return own + _route_lines(route.node, route.replica.model, route.route)
 
