@@ -117,7 +117,7 @@ def at_a_glance(
     """Who could go at once for that model, and who could later, without a look at everything: none
     of those is missing, but some may turn out to stay. classes: of the catalogue's models."""
     name, mine, policy, promises = node.name, profile.priority, snapshot.policy, ledger.promises
-    in_flight, served = ledger.in_flight.get, ledger.served.get
+    in_flight, counted, served = ledger.in_flight.get, ledger.counted.get, ledger.served.get
     reported = node.busy if now - node.health_at <= policy.stale_after else {}
     least = LEAST_RESIDENCY if policy.min_residency is None else policy.min_residency
     every, never = len(totals(node.hardware)), -math.inf
@@ -130,7 +130,7 @@ def at_a_glance(
         is_idle = not (
             info.status != LOADED
             or in_flight(key)
-            or reported.get(model)
+            or reported.get(model, 0) > counted(key, 0)
             or served(key, never) + least > now
             or (unasked and _preferred(key, snapshot, ledger, now))
         )
@@ -232,7 +232,11 @@ def _ties(
     busy = (
         bool(ledger.in_flight.get(key))
         or key in ledger.turns
-        or (bool(node.busy.get(model)) and now - node.health_at <= snapshot.policy.stale_after)
+        # By its last report, less those of ours that it counted: of these we know the ends.
+        or (
+            node.busy.get(model, 0) > ledger.counted.get(key, 0)
+            and now - node.health_at <= snapshot.policy.stale_after
+        )
         # Its node was away: who waits for another copy comes back to this one.
         or (model in ledger.loading and unservable(node.models[model]) is None)
     )

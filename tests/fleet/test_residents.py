@@ -132,6 +132,13 @@ def test_busy_is_who_works_or_is_waited_for(ledger: Ledger, busy: bool) -> None:
     assert there(ledger=ledger).is_idle is not busy
 
 
+@pytest.mark.parametrize(("ours", "busy"), [(0, True), (1, False), (2, False)])
+def test_of_what_a_node_reports_ours_is_known_better(ours: int, busy: bool) -> None:
+    """They were counted, and have ended since."""
+    reported = node("a", {"m": "loaded"}, busy={"m": 1}, health_at=NOW)
+    assert there(reported, ledger=Ledger(counted={KEY: ours})).busy is busy
+
+
 @pytest.mark.parametrize(("age", "busy"), [(5.9, True), (6.1, False)])
 def test_the_nodes_word_for_it_is_taken_while_it_is_fresh(age: float, busy: bool) -> None:
     assert there(node("a", {"m": "loaded"}, busy={"m": 1}, health_at=NOW - age)).busy is busy
