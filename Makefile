@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODELS ?= default
+EXTRAS ?=
+WHEELS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak docs clean
 
 demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once leaves after that
 	$(BIN)/cortexd demo --models $(MODELS) $(ARGS)
@@ -22,8 +24,15 @@ lint: $(VENV)/.works ## format, lint, types and floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.works ## docs/cli.md and docs/configuration.md, from the code
+	$(BIN)/python -m docs.generate
+
 bench: $(VENV)/.works ## the measurements, one table each; ARGS picks them, without it they are listed
 	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: deb
+deb: $(VENV)/.runs ## a Debian package in dist/; EXTRAS=llamacpp adds the engine, WHEELS=DIR builds offline
+	PIP='$(BIN)/python -m pip' EXTRAS='$(EXTRAS)' WHEELS='$(WHEELS)' packaging/deb/build
 
 clean: ## back to a fresh clone
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

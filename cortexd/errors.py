@@ -39,6 +39,7 @@ REQUEST_TOO_LARGE = Kind("request_too_large", 413)
 URI_TOO_LONG = Kind("uri_too_long", 414)
 UNSUPPORTED_ENCODING = Kind("unsupported_encoding", 415)
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415)
+RELOAD_FAILED = Kind("reload_failed", 422)
 HEAD_TOO_LARGE = Kind("head_too_large", 431)
 
 # Where a model could be, and why it is not there. `fleet.routing` checks these in this order.

@@ -52,12 +52,31 @@ class Counter(Collector):
         """Count one more, or so many."""
         self._counts[labels] = self._counts.get(labels, 0) + by
 
+    def forget(self, label: str, value: str) -> None:
+        """Drop what was counted of something that is gone, if it is counted by that label."""
+        if label in self._labels:
+            at = self._labels.index(label)
+            for labels in [labels for labels in self._counts if labels[at] == value]:
+                del self._counts[labels]
+
     def collect(self) -> Iterable[Metric]:
         """All of it, as it stands."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
         for labels, count in self._counts.items():
             family.add_metric(labels, count)
         return [family]
+
+
+class Gauge(Collector):
+    """One value, which is set."""
+
+    def __init__(self, name: str, text: str, value: float) -> None:
+        self._name, self._text = name, text
+        self.value = value
+
+    def collect(self) -> Iterable[Metric]:
+        """As it stands."""
+        return [GaugeMetricFamily(self._name, self._text, value=self.value)]
 
 
 class Histogram(Collector):
@@ -97,6 +116,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        self._counters: list[Counter] = []
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -104,6 +124,7 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             made = Counter(f"cortexd_{name}", text, labels)
             self.registry.register(made)
+            self._counters.append(made)
             return made
 
         def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
@@ -167,6 +188,17 @@ class Metrics:
             "evictions", "Models unloaded, by what for.", "model", "node", "reason"
         )
         self.polls = counter("polls", "Rounds of polling, by result.", "node", "result")
+        self.reload_success = Gauge(
+            "cortexd_config_last_reload_success",
+            "1 when the configuration in use is that of the last reload.",
+            1,
+        )
+        self.registry.register(self.reload_success)
+
+    def forget_node(self, node: str) -> None:
+        """Drop what was counted of a node that is gone."""
+        for counted in self._counters:
+            counted.forget("node", node)
 
     def used(self, model: str, node: str, usage: Usage | None) -> None:
         """Count the tokens of one answer, or that it did not say."""

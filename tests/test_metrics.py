@@ -12,7 +12,7 @@ from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, observed
 from cortexd.fleet.sanity import sane
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
-from cortexd.metrics import Counter, FleetCollector, Histogram
+from cortexd.metrics import Counter, FleetCollector, Gauge, Histogram, Metrics
 from tests.fleet import nasty
 
 BOUNDS = (0.1, 1.0, 60.0)
@@ -72,3 +72,23 @@ def test_whatever_a_node_reports_its_series_can_be_read_and_none_is_there_twice(
     ]
     assert len(set(samples)) == len(samples)
     assert all(len(value) <= 512 for _, labels in samples for _, value in labels)
+
+
+def test_what_was_counted_of_a_node_goes_with_it() -> None:
+    metrics = Metrics()
+    metrics.polls.inc("a", "ok")
+    metrics.polls.inc("b", "ok")
+    metrics.cold_starts.inc("a", "a", "lazy")
+    metrics.cold_starts.inc("a", "b", "lazy")
+    metrics.usage_missing.inc("a")  # a model of that name
+    metrics.forget_node("a")
+    said = b"".join(metrics.exposition()).decode()
+    assert 'node="a"' not in said
+    assert said.count('node="b"') == 2
+    assert 'cortexd_usage_missing_total{model="a"} 1.0' in said
+
+
+def test_a_gauge_is_what_it_was_set_to() -> None:
+    gauge = Gauge("x", "Some.", 1)
+    gauge.value = 0
+    assert "\nx 0.0" in text(gauge)

@@ -14,6 +14,9 @@ COMMANDS = (
     "serve",
     "neuron",
     "check",
+    "config",
+    "neuron-add",
+    "neuron-remove",
     "status",
     "explain",
     "load",
@@ -21,6 +24,7 @@ COMMANDS = (
     "drain",
     "undrain",
     "demo",
+    "install-systemd",
 )
 BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: the service manager need not try again
 INTERRUPTED = 130
@@ -32,12 +36,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="cortexd",
         description="One OpenAI- and Anthropic-compatible endpoint in front of every GPU host.",
-        epilog="See it work: cortexd demo",
+        epilog="exit status: 0 done; 1 it could not be done; 2 the command line is wrong; "
+        "78 the configuration can't be used; 130 interrupted; 141 the reader of its output left. "
+        "NO_COLOR=1 turns colours off. See it work: cortexd demo",
     )
     top.add_argument("--version", action="version", version=f"cortexd {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"cortexd.cli.{name}").add_parser(commands)
+        importlib.import_module(f"cortexd.cli.{name.replace('-', '_')}").add_parser(commands)
     return top
 
 
@@ -57,7 +63,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = READER_LEFT
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        from cortexd.cli.screen import plain
+
+        for line in str(error).split("\n"):  # a name in the file may hold anything
+            print(plain(line), file=sys.stderr)
         status = BAD_CONFIGURATION
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cortexd.cli.paths import add_config_option, config_path
+from cortexd.cli.saying import add_logging_options, told_logging
 
 if TYPE_CHECKING:
     from cortexd.config.neuron import Config
@@ -25,6 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: cortexd neuron --config /etc/cortexd/neuron.toml",
     )
     add_config_option(parser, "neuron.toml")
+    add_logging_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = config_path(args.config, "neuron.toml")
     config = load_neuron(path)
-    logs.configure()
+    logs.configure(told_logging(args, config.logging))
     return run_loop(_serve(config, path.parent))
 
 

@@ -173,7 +173,8 @@ def _configured(given: Path | None) -> str:
     from cortexd.config.source import ConfigError
 
     try:
-        listen = load_gateway(config_path(given, "cortex.toml")).gateway.admin_listen
+        path = config_path(given, "cortex.toml")
+        listen = load_gateway(path, with_files=False).gateway.admin_listen
     except ConfigError:
         if given is not None:
             raise

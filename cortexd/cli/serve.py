@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cortexd.cli.paths import add_config_option, config_path
+from cortexd.cli.saying import add_logging_options, told_logging
 
 if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
-    from cortexd.config.gateway import Config
+    from cortexd.config.current import Settings
+    from cortexd.daemon.access import AccessLog
 
 log = logging.getLogger(__name__)
 
@@ -28,58 +32,83 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="example: cortexd serve --config /etc/cortexd/cortex.toml",
     )
     add_config_option(parser, "cortex.toml")
+    add_logging_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; 78 on a configuration that can't be used."""
-    from cortexd.config.check import load_gateway
+    """Serve until SIGTERM or SIGINT. Raises ConfigError (78) on what can't be used."""
     from cortexd.daemon import logs
+    from cortexd.daemon.access import AccessLog
     from cortexd.daemon.loop import run as run_loop
     from cortexd.daemon.state import state_directory
-    from cortexd.gateway.app import read_certificates, read_tokens
+    from cortexd.gateway.app import read_certificates
 
     path = config_path(args.config, "cortex.toml")
+    settings = read_settings(path)
+    told = told_logging(args, settings.config.logging)
+    stream = logs.configure(told)
+    is_said = told.level in ("debug", "info")  # its lines are of the latter
+    access = AccessLog(stream, told.format) if is_said else None
+    tls = read_certificates(settings.config, path.parent)
+    state_dir = state_directory(settings.config.gateway.state_dir, path.parent, os.environ)
+    return run_loop(_serve(path, settings, tls, access, state_dir))
+
+
+def read_settings(path: Path) -> Settings:
+    """The configuration and its secrets, as they are on disk. Raises ConfigError."""
+    from cortexd.config.check import load_gateway
+    from cortexd.config.current import Settings
+    from cortexd.config.secrets import SecretError, read_tokens
+    from cortexd.config.source import ConfigError, Mistake
+
     config = load_gateway(path)
-    logs.configure()
     try:
-        tokens = read_tokens(config, path.parent)
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"{path}: a token_file can't be read: {error}", file=sys.stderr)
-        return 78
-    try:
-        tls = read_certificates(config, path.parent)
-    except OSError as error:
-        print(f"{path}: upstream.ca_file can't be used: {error}", file=sys.stderr)
-        return 78
-    state_dir = state_directory(config.gateway.state_dir, path.parent, os.environ)
-    return run_loop(_serve(config, tokens, tls, state_dir))
+        return Settings(config, read_tokens(config, path.parent))
+    except SecretError as error:  # it was good a moment ago
+        raise ConfigError(path, [Mistake("", str(error))]) from error
 
 
 async def _serve(
-    config: Config, tokens: dict[str, str], tls: ssl.SSLContext | None, state_dir: Path | None
+    path: Path,
+    settings: Settings,
+    tls: ssl.SSLContext | None,
+    access: AccessLog | None,
+    state_dir: Path | None,
 ) -> int:
-    from cortexd.daemon import loop, notify
-    from cortexd.daemon.access import AccessLog
-    from cortexd.daemon.signals import wait_for_stop
+    from cortexd.daemon import loop, notify, signals
+    from cortexd.daemon.activation import BadSocket, inherited
     from cortexd.gateway.app import Gateway
-    from cortexd.gateway.listeners import CantListen
+    from cortexd.gateway.listeners import CantListen, keyed
     from cortexd.proxy.listen import TooFewDescriptors
 
-    gateway = Gateway(
-        config, tokens=tokens, tls=tls, access=AccessLog(sys.stderr), state_dir=state_dir
-    )
-    try:
-        await gateway.start()
-    except (CantListen, TooFewDescriptors) as error:
-        print(f"cortexd: {error}", file=sys.stderr)
-        return 1
-    log.info("listening on http://%s:%d, %d nodes", *gateway.address, len(config.neurons))
-    log.info("operators: %s", gateway.admin_address or "nowhere, since admin_listen is empty")
-    loop.settle()
-    notify.send("READY=1")
-    signal = await wait_for_stop()
-    log.info("stopping: %s", signal.name)
-    notify.send("STOPPING=1")
-    await gateway.close()
+    with signals.handled(signal.SIGHUP) as came:
+        try:
+            gateway = Gateway(
+                settings.config,
+                tokens=settings.tokens,
+                tls=tls,
+                access=access,
+                state_dir=state_dir,
+                reread=partial(read_settings, path),
+                sockets=keyed(inherited()),
+            )
+            await gateway.start()
+        except (BadSocket, CantListen, TooFewDescriptors) as error:
+            print(f"cortexd: {error}", file=sys.stderr)
+            return 1
+        config = settings.config
+        log.info("listening on %s, %d nodes", gateway.url, len(config.neurons))
+        log.info("operators: %s", gateway.admin_address or "nowhere, since admin_listen is empty")
+        loop.settle()
+        came.on_hangup(gateway.reload.soon)
+        notify.send("READY=1")
+        reporter = notify.Reporter(lambda: gateway.status)
+        reporter.start()
+        which = await came.wait_for_stop()
+        log.info("stopping: %s", which.name)
+        notify.send("STOPPING=1")
+        came.hurry = gateway.hurry
+        await gateway.close()
+        await reporter.close()
     return 0

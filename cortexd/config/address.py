@@ -9,9 +9,22 @@ def parse_listen(text: str) -> tuple[str, int]:
     """ "0.0.0.0:8080" → ("0.0.0.0", 8080); no host means every interface. Raises ValueError."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
+    is_port = port.isascii() and port.isdecimal() and len(port) < 6 and int(port) <= 65535
+    is_place = bracketed or not host or is_host(host)
+    if not colon or not is_port or not is_place:
         raise ValueError(f"expected {ALLOWED}")
     return host.strip("[]"), int(port)
+
+
+def is_host(text: str) -> bool:
+    """Whether it can be a host's name or IPv4 address: what can't breaks resolvers in odd ways."""
+    if not text.isprintable() or any(mark in text for mark in " :/@[]"):
+        return False
+    try:
+        name = text.encode("idna" if not text.isascii() else "ascii").rstrip(b".")
+    except UnicodeError:
+        return False
+    return all(0 < len(label) < 64 for label in name.split(b"."))
 
 
 UNIX = "unix:"

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from cortexd.config.units import Duration
+from cortexd.config.units import Amount, Count, Duration
 from cortexd.wire.neuron import Cost, Limit
 
 DEFAULT_PRIORITY: Final = 100  # also that of models outside the catalogue
@@ -16,6 +16,9 @@ PINNED_PRIORITY: Final = 1000
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[[models]]` table. Only `id` is required.
 
+    id: what requests call it, and what nodes know it as.
+    harness: what runs it on the node.
+    quant: which of its quantisations.
     vram_mb: MiB that the whole model needs; split evenly over `min_devices`.
     min_devices: how many devices it is spread over (tensor parallelism when over 1).
     min_device_vram_mb: MiB that each of them must have in total.
@@ -26,17 +29,20 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     preload: keep one, without being asked.
     idle_ttl: unload it when nobody has asked for it in that time (default: [eviction] idle_ttl).
     source: where the node gets it from; sent to the node as `source:id`.
+    limit: its tokens, shown in /v1/models: `{ context = 16384, input = 14336, output = 2048 }`.
+    cost: its price per million tokens, shown in /v1/models: `{ input = 0.1, output = 0.4 }`.
+    capabilities: shown in /v1/models.
     """
 
     id: str
     harness: str = "llamacpp"
     quant: str | None = None
-    vram_mb: int | None = None
-    min_devices: int = 1
-    min_device_vram_mb: int = 0
+    vram_mb: Amount | None = None
+    min_devices: Count = 1
+    min_device_vram_mb: Amount = 0
     pinned_on: tuple[str, ...] = ()
     residency_priority: int | None = None
-    replicas: int | None = None
+    replicas: Count | None = None
     preload: bool = False
     idle_ttl: Duration | None = None
     source: str | None = None
@@ -55,15 +61,3 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def copies(self) -> int:
         """How many to keep resident without being asked."""
         return max(self.replicas or 0, int(self.preload))
-
-    def __post_init__(self) -> None:
-        if not self.id:
-            raise ValueError("id must not be empty")
-        if self.min_devices < 1:
-            raise ValueError("min_devices must be at least 1")
-        if self.min_device_vram_mb < 0 or (self.vram_mb is not None and self.vram_mb < 0):
-            raise ValueError("a size in MiB must not be negative")
-        if self.replicas is not None and self.replicas < 1:
-            raise ValueError("replicas must be at least 1")
-        if self.source is not None and (not self.source or ":" in self.source):
-            raise ValueError('source must be a word without a colon, like "hf"')

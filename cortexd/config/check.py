@@ -11,56 +11,148 @@ import msgspec
 
 from cortexd.config import gateway, neuron
 from cortexd.config.address import ALLOWED as AN_ADDRESS
-from cortexd.config.address import parse_listen, unix_path
+from cortexd.config.address import is_host, parse_listen, unix_path
+from cortexd.config.catalogue import Profile
 from cortexd.config.decode import Problem, did_you_mean, quoted
 from cortexd.config.lines import KeyPath
-from cortexd.config.source import load
+from cortexd.config.secrets import SecretError, read_secret, read_token, variable
+from cortexd.config.source import Loaded, Source, load
 
 MAX_NAME = 128  # characters of a node's name or a model's id
 
 
-def load_gateway(path: Path, environ: Mapping[str, str] = os.environ) -> gateway.Config:
+def load_gateway(
+    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
+) -> gateway.Config:
     """The gateway's configuration, checked; endpoints without a trailing slash.
 
-    Raises ConfigError.
+    with_files: False for who may not read the secrets and certificates that it names, or needs
+    not. Raises ConfigError.
     """
-    config = load(path, gateway.Config, check=_gateway_problems, environ=environ)
+    config = read_gateway(path, environ, with_files=with_files).value
     neurons = tuple(
         msgspec.structs.replace(node, endpoint=node.endpoint.rstrip("/")) for node in config.neurons
     )
     return msgspec.structs.replace(config, neurons=neurons)
 
 
-def load_neuron(path: Path, environ: Mapping[str, str] = os.environ) -> neuron.Config:
+def read_gateway(
+    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
+) -> Loaded[gateway.Config]:
+    """The same as it was written, and where each value came from. Raises ConfigError."""
+
+    def check(config: gateway.Config, source: Source) -> Iterator[Problem]:
+        yield from _gateway_problems(config, source)
+        if with_files:
+            yield from _tokens(config, path.parent, environ)
+            yield from _certificates(config.upstream.ca_file, path.parent)
+
+    return load(
+        path,
+        gateway.Config,
+        check=check,
+        environ=environ,
+        further=("models", ("catalogue", "path")),
+    )
+
+
+def load_neuron(
+    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
+) -> neuron.Config:
     """The neuron's configuration, checked. Raises ConfigError."""
-    return load(path, neuron.Config, check=_neuron_problems, environ=environ)
+    return read_neuron(path, environ, with_files=with_files).value
 
 
-def _gateway_problems(config: gateway.Config) -> Iterator[Problem]:
-    yield from _listen(("gateway", "listen"), config.gateway.listen)
-    yield from _admin_listen(config.gateway.admin_listen)
-    if config.gateway.metrics_listen is not None:
-        yield from _listen(("gateway", "metrics_listen"), config.gateway.metrics_listen)
+def read_neuron(
+    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
+) -> Loaded[neuron.Config]:
+    """The same, and where each value came from. Raises ConfigError."""
+
+    def check(config: neuron.Config, source: Source) -> Iterator[Problem]:
+        yield from _neuron_problems(config, source)
+        file = config.neuron.token_file
+        if with_files and file is not None:
+            try:
+                read_secret(file, path.parent, environ)
+            except SecretError as error:
+                yield Problem(("neuron", "token_file"), str(error))
+
+    return load(path, neuron.Config, check=check, environ=environ)
+
+
+def _gateway_problems(config: gateway.Config, source: Source) -> Iterator[Problem]:
+    yield from _listeners(config.gateway)
     if config.gateway.max_buffered < config.gateway.max_body:
         yield Problem(
             ("gateway", "max_buffered"),
             f"found {config.gateway.max_buffered}",
             f"at least max_body ({config.gateway.max_body}), or a large body could never be taken",
         )
-    yield from _names("neurons", "name", [node.name for node in config.neurons])
-    yield from _names("models", "id", [profile.id for profile in config.models])
+    for place, origin in enumerate(config.gateway.cors_origins):
+        yield from _origin(("gateway", "cors_origins", place), origin)
+    for place, host in enumerate(config.security.allowed_inference_hosts):
+        yield from _host(("security", "allowed_inference_hosts", place), host)
+    yield from _names(source, "neurons", "name", [node.name for node in config.neurons])
+    yield from _names(source, "models", "id", [profile.id for profile in config.models])
     for number, node in enumerate(config.neurons):
         yield from _endpoint(("neurons", number, "endpoint"), node.endpoint)
     nodes = {node.name for node in config.neurons}
     for number, profile in enumerate(config.models):
-        for place, name in enumerate(profile.pinned_on):
-            if name not in nodes:
-                yield Problem(
-                    ("models", number, "pinned_on", place),
-                    f"no neuron is called {quoted(name)}{did_you_mean(name, nodes)}",
-                    ", ".join(sorted(nodes)) or "nothing, since no neuron is configured",
-                )
+        yield from _profile(("models", number), profile, nodes)
     yield from _aliases(config.aliases, {profile.id for profile in config.models})
+
+
+def _profile(key: KeyPath, profile: Profile, nodes: set[str]) -> Iterator[Problem]:
+    for place, name in enumerate(profile.pinned_on):
+        if name not in nodes:
+            yield Problem(
+                (*key, "pinned_on", place),
+                f"no neuron is called {quoted(name)}{did_you_mean(name, nodes)}",
+                ", ".join(sorted(nodes)) or "nothing, since no neuron is configured",
+            )
+    source = profile.source
+    if source is not None and (not source.strip() or ":" in source):
+        yield Problem(
+            (*key, "source"), f"found {quoted(source)}", 'a word without a colon, like "hf"'
+        )
+    for table, numbers in (("limit", profile.limit), ("cost", profile.cost)):
+        for name, value in msgspec.structs.asdict(numbers).items() if numbers else ():
+            yield from _least((*key, table, name), value, 0)
+
+
+def _tokens(config: gateway.Config, base: Path, environ: Mapping[str, str]) -> Iterator[Problem]:
+    told: dict[str, str] = {}  # variable → the first node that it would be for
+    for number, node in enumerate(config.neurons):
+        key = ("neurons", number, "token_file")
+        name = variable(node.name)
+        if name in environ and name in told:
+            yield Problem(
+                ("neurons", number, "name"),
+                f"{name} would be the token of {quoted(told[name])} and of {quoted(node.name)}; "
+                "use a token_file for each",
+            )
+        told.setdefault(name, node.name)
+        try:
+            read_token(node, base, environ)
+        except SecretError as error:
+            yield Problem(key, str(error))
+
+
+def _certificates(file: str | None, base: Path) -> Iterator[Problem]:
+    if file is None:
+        return
+    import ssl
+
+    try:
+        ssl.create_default_context(cafile=base / file)
+    except (OSError, ValueError) as error:
+        is_there = isinstance(error, ssl.SSLError)
+        words = "holds no certificates" if is_there else getattr(error, "strerror", error)
+        yield Problem(
+            ("upstream", "ca_file"),
+            f"{base / file}: {words}",
+            "a PEM file of certificates",
+        )
 
 
 def _aliases(aliases: Mapping[str, str], models: set[str]) -> Iterator[Problem]:
@@ -72,23 +164,34 @@ def _aliases(aliases: Mapping[str, str], models: set[str]) -> Iterator[Problem]:
             yield Problem(key, f"{quoted(model)} is an alias itself; name the model it means")
         elif not alias.strip() or not model.strip():
             yield Problem(key, "neither an alias nor its model can be empty")
+        elif not alias.isprintable() or len(alias) > MAX_NAME:
+            yield Problem(key, f"found {quoted(alias)}", f"1 to {MAX_NAME} printable characters")
 
 
-def _neuron_problems(config: neuron.Config) -> Iterator[Problem]:
+def _neuron_problems(config: neuron.Config, source: Source) -> Iterator[Problem]:
     yield from _listen(("neuron", "listen"), config.neuron.listen)
-    yield from _names("models", "id", [model.id for model in config.models])
-    yield from _least(("neuron", "memory_mb"), config.neuron.memory_mb, 1)
-    yield from _least(("paths", "read_mb_s"), config.paths.read_mb_s, 1)
-    for number, model in enumerate(config.models):
-        yield from _least(("models", number, "context"), model.context, 1)
-        yield from _least(("models", number, "parallel"), model.parallel, 1)
-        yield from _least(("models", number, "gpu_layers"), model.gpu_layers, -1)
-        yield from _least(("models", number, "vram_mb"), model.vram_mb, 0)
+    yield from _names(source, "models", "id", [model.id for model in config.models])
 
 
-def _least(key: KeyPath, value: int | None, least: int) -> Iterator[Problem]:
+def _least(key: KeyPath, value: float | None, least: int) -> Iterator[Problem]:
     if value is not None and value < least:
         yield Problem(key, f"found {value}", f"{least} or more")
+
+
+def _listeners(settings: gateway.Gateway) -> Iterator[Problem]:
+    yield from _listen(("gateway", "listen"), settings.listen)
+    yield from _admin_listen(settings.admin_listen)
+    if settings.metrics_listen is not None:
+        yield from _listen(("gateway", "metrics_listen"), settings.metrics_listen)
+    taken = {settings.listen: "listen"}
+    for key in ("admin_listen", "metrics_listen"):
+        where = getattr(settings, key)
+        if where and where in taken and not where.endswith(":0"):
+            yield Problem(
+                ("gateway", key), f"found {quoted(where)}, which is {taken[where]}", "another port"
+            )
+        elif where:
+            taken[where] = key
 
 
 def _listen(key: KeyPath, listen: str) -> Iterator[Problem]:
@@ -107,15 +210,40 @@ def _admin_listen(listen: str) -> Iterator[Problem]:
         yield Problem(("gateway", "admin_listen"), f"found {quoted(listen)}", allowed)
 
 
-def _names(table: str, field: str, names: Iterable[str]) -> Iterator[Problem]:
-    seen: set[str] = set()
+def _names(source: Source, table: str, field: str, names: Iterable[str]) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
     for number, name in enumerate(names):
         key = (table, number, field)
         if not name.strip() or not name.isprintable() or len(name) > MAX_NAME:
             yield Problem(key, f"found {quoted(name)}", f"1 to {MAX_NAME} printable characters")
         elif name in seen:
-            yield Problem(key, f"{quoted(name)} stands here twice; choose another")
-        seen.add(name)
+            first = source.origin((table, seen[name], field))
+            yield Problem(
+                key, f"{quoted(name)} stands here twice, first in {first}; choose another"
+            )
+        seen.setdefault(name, number)
+
+
+def _origin(key: KeyPath, origin: str) -> Iterator[Problem]:
+    """A browser sends an origin in one spelling only."""
+    if origin == "*":
+        return
+    try:
+        parts = urlsplit(origin)
+        plain = f"{parts.scheme}://{parts.netloc}" == origin and parts.hostname is not None
+        plain = plain and origin == origin.lower() and "@" not in origin and origin.isprintable()
+    except ValueError:
+        plain = False
+    if not plain or parts.scheme not in ("http", "https"):
+        allowed = 'an origin like "https://chat.example", without a path; or "*"'
+        yield Problem(key, f"found {quoted(origin)}", allowed)
+
+
+def _host(key: KeyPath, host: str) -> Iterator[Problem]:
+    if not is_host(host) and not (
+        host.count(":") > 1 and not host.strip("0123456789abcdefABCDEF:.[]")
+    ):
+        yield Problem(key, f"found {quoted(host)}", 'a host, like "10.0.0.7" or "gpu.internal"')
 
 
 def _endpoint(key: KeyPath, endpoint: str) -> Iterator[Problem]:
@@ -133,3 +261,5 @@ def _endpoint(key: KeyPath, endpoint: str) -> Iterator[Problem]:
         yield Problem(key, "found a URL with credentials; a token belongs in token_file", allowed)
     elif parts.scheme not in ("http", "https") or not host or not plain:
         yield Problem(key, found, allowed)
+    elif ":" not in host and not is_host(host):
+        yield Problem(key, f"{found}, whose host can't be one", allowed)

@@ -11,14 +11,16 @@ import json
 import math
 from collections.abc import Iterable
 from types import NoneType, UnionType
-from typing import Any, Final, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 from cortexd.config.lines import KeyPath
-from cortexd.config.units import AutoDuration, Duration, Size
+from cortexd.config.units import AutoDuration, Bound, Duration, Size
 
 T = TypeVar("T")
+
+MOST: Final = (1 << 63) - 1  # what TOML promises to hold of a whole number
 
 _BROKEN: Final[Any] = object()  # stands for a value that could not be made
 _WORDS: Final[dict[Any, str]] = {
@@ -66,6 +68,15 @@ def without_none(kind: Any) -> Any:
     return Union[tuple(each for each in get_args(kind) if each is not NoneType)]  # noqa: UP007
 
 
+def bare(kind: Any) -> tuple[Any, Bound | None]:
+    """A field's type without None and what annotates it, and its bound."""
+    kind = without_none(kind)
+    if get_origin(kind) is not Annotated:
+        return kind, None
+    kind, *notes = get_args(kind)
+    return kind, next(note for note in notes if isinstance(note, Bound))
+
+
 def is_table(kind: Any) -> bool:
     """Whether it is a Struct."""
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
@@ -76,7 +87,10 @@ class _Decoder:
         self.problems: list[Problem] = []
 
     def value(self, found: Any, kind: Any, path: KeyPath) -> Any:
-        kind = without_none(kind)
+        bare_kind, bound = bare(kind)
+        if bound is not None:
+            return self._bounded(found, bare_kind, bound, path)
+        kind = bare_kind
         origin = get_origin(kind)
         if is_table(kind):
             return self._struct(found, kind, path)
@@ -98,13 +112,10 @@ class _Decoder:
             if key in found:
                 values[field.name] = self.value(found[key], field.type, (*path, key))
             elif field.required:
-                values[field.name] = self._note((*path, key), "missing", _words(field.type))
+                values[field.name] = self._note((*path, key), "missing", words(field.type))
         if any(value is _BROKEN for value in values.values()):
             return _BROKEN
-        try:
-            return kind(**values)
-        except ValueError as error:  # from __post_init__
-            return self._note(path, str(error))
+        return kind(**values)
 
     def _dict(self, found: Any, kind: Any, path: KeyPath) -> Any:
         if not isinstance(found, dict):
@@ -116,46 +127,71 @@ class _Decoder:
     def _array(self, found: Any, kind: Any, path: KeyPath) -> Any:
         inner = get_args(kind)[0]
         if not isinstance(found, list):
-            return self._mismatch(found, _words(kind), path)
+            return self._mismatch(found, words(kind), path)
         values = [self.value(each, inner, (*path, i)) for i, each in enumerate(found)]
         return _BROKEN if any(value is _BROKEN for value in values) else get_origin(kind)(values)
 
+    def _bounded(self, found: Any, kind: Any, bound: Bound, path: KeyPath) -> Any:
+        value = self._scalar(found, kind, path)
+        if value is _BROKEN or bound.holds(value):
+            return value
+        return self._mismatch(found, f"{words(kind)}, {bound}", path)
+
     def _scalar(self, found: Any, kind: Any, path: KeyPath) -> Any:
+        if is_unit(kind):
+            try:
+                return kind.parse(found)
+            except ValueError as error:
+                return self._mismatch(found, str(error).removeprefix("expected "), path)
         try:
-            value = msgspec.convert(found, kind, dec_hook=lambda unit, text: unit.parse(text))
+            value = msgspec.convert(found, kind)
         except msgspec.ValidationError as error:
-            return self._mismatch(found, _words(kind) or str(error), path)
+            return self._mismatch(found, words(kind) or str(error), path)
         if isinstance(value, float) and not math.isfinite(value):
             return self._mismatch(found, "a finite number", path)
+        if isinstance(value, int) and abs(value) > MOST:
+            return self._mismatch(found, f"a whole number of at most {MOST}", path)
         return value
 
     def _mismatch(self, found: Any, allowed: str, path: KeyPath) -> Any:
-        return self._note(path, f"found {_shown(found)}", allowed)
+        return self._note(path, f"found {shown(found)}", allowed)
 
     def _note(self, path: KeyPath, found: str, allowed: str = "") -> Any:
         self.problems.append(Problem(path, found, allowed))
         return _BROKEN
 
 
-def _words(kind: Any) -> str:
-    """What a type allows, for people; "" when only msgspec can say it."""
-    kind = without_none(kind)
-    if get_origin(kind) in (Union, UnionType):
-        kinds = [each for each in get_args(kind) if each is not int or float not in get_args(kind)]
-        return " or ".join(_words(each) for each in kinds)
-    if get_origin(kind) in (tuple, list):
-        inner = get_args(kind)[0]
-        return "an array of [[tables]]" if is_table(inner) else f"an array, each {_words(inner)}"
-    if is_table(kind) or get_origin(kind) is dict:
+def is_unit(kind: Any) -> bool:
+    """Whether it is a duration or a size, which people write with a unit."""
+    return isinstance(kind, type) and issubclass(kind, Duration | Size)
+
+
+def words(kind: Any) -> str:
+    """What a type allows, for people."""
+    kind, bound = bare(kind)
+    origin, inner = get_origin(kind), get_args(kind)
+    if bound is not None:
+        return f"{words(kind)}, {bound}"
+    if origin in (Union, UnionType):
+        return " or ".join(words(each) for each in inner if each is not int or float not in inner)
+    if origin is Literal:
+        return " or ".join(map(quoted, inner))
+    if origin in (tuple, list):
+        is_tables = is_table(inner[0])
+        return "an array of [[tables]]" if is_tables else f"an array, each {words(inner[0])}"
+    if is_table(kind) or origin is dict:
         return "a table"
-    return _WORDS.get(kind, "")
+    return _WORDS[kind]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a TOML document for people, in few words."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and abs(value) > MOST:
+        return "a number beyond 64 bits"  # Python refuses to spell the longest of them
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, dict):

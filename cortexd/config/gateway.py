@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from cortexd.config.catalogue import Profile
-from cortexd.config.units import AutoDuration, Duration, Size
+from cortexd.config.logs import Logging
+from cortexd.config.units import Amount, AutoDuration, Bound, Count, Duration, Size, Wait
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[gateway]`.
+    """`[gateway]`: where it listens, and what it takes and tells.
 
     listen: host:port that clients talk to; port 0 takes a free one.
     admin_listen: host:port, or unix:/path, for what changes something; "" turns it off.
@@ -22,32 +23,33 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: for what must outlive a restart (default: $STATE_DIRECTORY, which systemd sets, else
         $XDG_STATE_HOME/cortexd, else ~/.local/state/cortexd).
     expose_route: tell callers the node, model and route in x-cortex-* headers.
+    cors_origins: web pages that may ask from a browser, as "https://chat.example"; "*" is any.
     access_log: one log line per inference request.
     """
 
     listen: str = "0.0.0.0:8080"
     admin_listen: str = "127.0.0.1:8081"
     metrics_listen: str | None = None
-    max_body: Size = Size(64 << 20)
+    max_body: Annotated[Size, Bound(0, is_open=True)] = Size(64 << 20)
     max_buffered: Size = Size(512 << 20)
     shutdown_timeout: Duration = Duration(30)
     state_dir: str | None = None
     expose_route: bool = True
+    cors_origins: tuple[str, ...] = ()
     access_log: bool = True
 
 
 class Polling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[polling]`: how often each node is asked, and when it counts as down."""
+    """`[polling]`: how often each node is asked, and when it counts as down.
 
-    interval: Duration = Duration(2)
-    timeout: Duration = Duration(5)
-    unhealthy_after: int = 3
+    interval: from one question to the next.
+    timeout: how long an answer may take.
+    unhealthy_after: failures in a row.
+    """
 
-    def __post_init__(self) -> None:
-        if self.interval <= 0 or self.timeout <= 0:
-            raise ValueError("interval and timeout must be more than 0s")
-        if self.unhealthy_after < 1:
-            raise ValueError("unhealthy_after must be at least 1")
+    interval: Wait = Duration(2)
+    timeout: Wait = Duration(5)
+    unhealthy_after: Count = 3
 
 
 class Loading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,19 +61,14 @@ class Loading(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     timeout: Duration = Duration(30 * 60)
-    keepalive: Duration = Duration(10)
-    max_waiting: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.keepalive <= 0:
-            raise ValueError("keepalive must be more than 0s")
-        if self.max_waiting < 1:
-            raise ValueError("max_waiting must be at least 1")
+    keepalive: Wait = Duration(10)
+    max_waiting: Count = 1000
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[upstream]`: deadlines towards the nodes' inference endpoints.
 
+    connect_timeout: until a connection is there.
     first_byte_timeout: streams on a loaded replica only; an answer that is not streamed has none.
     idle_timeout: between two bytes of an answer.
     retries: further attempts while nothing of an answer has been sent to the client.
@@ -79,10 +76,10 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: certificates to trust for https endpoints in place of the system's.
     """
 
-    connect_timeout: Duration = Duration(3)
-    first_byte_timeout: Duration = Duration(600)
-    idle_timeout: Duration = Duration(300)
-    retries: int = 2
+    connect_timeout: Wait = Duration(3)
+    first_byte_timeout: Wait = Duration(600)
+    idle_timeout: Wait = Duration(300)
+    retries: Amount = 2
     ask_usage: bool = False
     ca_file: str | None = None
 
@@ -100,6 +97,7 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Eviction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[eviction]`: who makes room for a model that is asked for. A model at work never does.
 
+    enabled: whether a model may be unloaded to make room for another.
     patience: how long a newcomer waits for busy models to become idle by themselves; then one of
         them gets no new requests any more.
     gate_timeout: how long that may last before another one or another node is tried.
@@ -116,7 +114,7 @@ class Eviction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[security]`.
+    """`[security]`: whom the gateway talks to.
 
     allowed_inference_hosts: hosts besides a neuron's own that its endpoints may name.
     """
@@ -124,9 +122,20 @@ class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_inference_hosts: tuple[str, ...] = ()
 
 
+class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[catalogue]`: a second file of models.
+
+    path: a file of `[[models]]` that are added to those of this one; relative paths start here.
+    """
+
+    path: str | None = None
+
+
 class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[[neurons]]` table: a node agent.
 
+    name: how people and logs call the node.
+    endpoint: where its neuron listens.
     token_file: holds its bearer token.
     weight: how much work it takes in proportion to the others.
     reserve_mb: MiB on each of its devices that are left alone, for a desktop or a game.
@@ -135,18 +144,15 @@ class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     endpoint: str
     token_file: str | None = None
-    weight: float = 1.0
-    reserve_mb: int = 0
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ValueError("weight must be more than 0")
-        if self.reserve_mb < 0:
-            raise ValueError("reserve_mb must not be negative")
+    weight: Annotated[float, Bound(0, is_open=True)] = 1.0
+    reserve_mb: Amount = 0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file."""
+    """The whole file.
+
+    aliases: other names for models: `"team/small" = "Qwen/Qwen3-1.7B"`.
+    """
 
     gateway: Gateway = Gateway()
     polling: Polling = Polling()
@@ -155,6 +161,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routing: Routing = Routing()
     eviction: Eviction = Eviction()
     security: Security = Security()
+    logging: Logging = Logging()
+    catalogue: Models = Models()
     neurons: tuple[Neuron, ...] = ()
     models: tuple[Profile, ...] = ()
     aliases: dict[str, str] = {}

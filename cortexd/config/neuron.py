@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from cortexd.config.units import Duration
+from cortexd.config.logs import Logging
+from cortexd.config.units import Amount, Bound, Count, Duration, Wait
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[neuron]`.
+    """`[neuron]`: the node agent itself.
 
     listen: host:port of the management API and the relayed inference.
     token_file: a file with the bearer token that every caller must send.
@@ -18,27 +21,33 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: str = "127.0.0.1:13131"
     token_file: str | None = None
-    memory_mb: int | None = None
-    load_timeout: Duration = Duration(30 * 60)
+    memory_mb: Count | None = None
+    load_timeout: Wait = Duration(30 * 60)
 
 
 class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[paths]`: where model files lie, and where each engine's log goes.
+    """`[paths]`: where things are on this host.
 
+    models: directories of model files.
+    logs: for one log per engine (default: $LOGS_DIRECTORY/engines, which systemd sets, else
+        $XDG_STATE_HOME/cortexd/engines, else ~/.local/state/cortexd/engines).
     read_mb_s: MiB per second that a load may read, where the disk is for others, too; unset: what
         it gives.
     """
 
     models: tuple[str, ...] = ("/var/lib/cortexd/models",)
     logs: str | None = None
-    read_mb_s: int | None = None
+    read_mb_s: Count | None = None
 
 
 class LocalModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `[[models]]` table: a model this host knows; it loads on its first request.
 
+    id: what requests call it.
+    harness: what runs it.
     path: the model file; relative paths are looked up below `[paths] models`.
     context: tokens of context for each of the `parallel` slots.
+    parallel: requests that it answers at the same time.
     gpu_layers: layers put on the GPU; -1 is all of them.
     vram_mb: MiB it will need, checked before the load; unset: the file's size.
     args: further settings of the harness.
@@ -47,10 +56,10 @@ class LocalModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     path: str
     harness: str = "llamacpp"
-    context: int = 4096
-    parallel: int = 1
-    gpu_layers: int = -1
-    vram_mb: int | None = None
+    context: Count = 4096
+    parallel: Count = 1
+    gpu_layers: Annotated[int, Bound(-1)] = -1
+    vram_mb: Amount | None = None
     args: dict[str, str | int | float | bool] = {}
 
 
@@ -60,3 +69,4 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neuron: Agent = Agent()
     paths: Paths = Paths()
     models: tuple[LocalModel, ...] = ()
+    logging: Logging = Logging()

@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from typing import Final
 
 from cortexd import errors
+from cortexd.config.current import Current
 from cortexd.control.entry import Entry, Patience
 from cortexd.control.events import Events
 from cortexd.control.lifecycle import Event, State
@@ -46,11 +47,7 @@ _AT_IT: Final = frozenset({State.LOADING, State.TIMED_OUT})  # as far as the nod
 
 
 class LoadTable:
-    """Loads under way, one per model, and the back-off of those that failed.
-
-    timeout: seconds after which waiters are told to come back; the load itself is the node's.
-    max_waiting: requests that may wait for one model.
-    """
+    """Loads under way, one per model, and the back-off of those that failed."""
 
     def __init__(
         self,
@@ -59,17 +56,14 @@ class LoadTable:
         poller: Poller,
         metrics: Metrics,
         events: Events,
-        *,
-        timeout: float,
-        max_waiting: int,
+        current: Current,
     ) -> None:
         self._registry = registry
         self._loader = loader
         self._poller = poller
         self._metrics = metrics
         self._events = events
-        self._timeout = timeout
-        self._max_waiting = max_waiting
+        self._current = current
         self._tasks = Tasks()
         self._entries: dict[str, Entry] = {}
         # Ours, as the ledger has them; past the bound too, since the node may still be at it.
@@ -79,6 +73,11 @@ class LoadTable:
 
     def __len__(self) -> int:
         return len(self._entries) + len(self._turns)
+
+    @property
+    def _timeout(self) -> float:
+        """Seconds after which waiters are told to come back; the load itself is the node's."""
+        return self._current.config.loading.timeout
 
     def start(self) -> None:
         """Begin to look at deadlines."""
@@ -139,7 +138,7 @@ class LoadTable:
         patience: Patience | None,
         since: float | None = None,
     ) -> Lease | None:
-        if len(line) >= self._max_waiting:
+        if len(line) >= self._current.config.loading.max_waiting:
             raise Refusal(
                 errors.LOAD_QUEUE_FULL,
                 f"{len(line)} requests wait for the model {model!r} already ([loading] "
@@ -187,6 +186,15 @@ class LoadTable:
             self._end(entry, Event.CANCEL, refusal)
         entry.stop()
         self._settle(entry)
+
+    def abandon(self, node: str) -> None:
+        """Have nothing more to do with loads on a node that is another one now; whoever waits for
+        them decides again, and nothing is held against it."""
+        for entry in [entry for entry in self._loads.values() if entry.node == node]:
+            if not entry.has_ended:
+                self._end(entry, Event.CANCEL)
+            entry.stop()
+            self._settle(entry)
 
     async def close(self) -> None:
         """Tell the waiters at once. The loads themselves are left to their nodes."""

@@ -187,7 +187,10 @@ class Dispatcher:
 
     def confirm(self, route: RouteDecision, *, served: bool) -> None:
         """Say how it went on a replica that had to reload: it is loaded now, or not after all."""
-        if route.route == "lazy":
+        if route.route != "lazy":
+            return
+        node = self._registry.snapshot.nodes[route.node]
+        if node.epoch == route.replica.epoch:  # else it is another process by now
             self._registry.tell(route.node, route.replica.model, LOADED if served else UNLOADED)
 
     async def endpoint_moved(self, route: RouteDecision) -> str | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from cortexd import errors
+from cortexd.config.current import Current
 from cortexd.control.registry import Registry
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
-from cortexd.fleet.snapshot import Replica
+from cortexd.fleet.snapshot import Node, Replica
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.nodes.endpoint import EndpointRefused, usable_endpoint
 
@@ -26,20 +27,17 @@ class EndpointMissing(Exception):
 
 
 class Endpoints:
-    """The inference endpoints of the fleet. `timeout` is in seconds."""
+    """The inference endpoints of the fleet."""
 
     def __init__(
         self,
         registry: Registry,
         clients: Mapping[str, NeuronClient],
-        *,
-        allowed_hosts: Collection[str],
-        timeout: float,
+        current: Current,
     ) -> None:
         self._registry = registry
         self._clients = clients
-        self._allowed_hosts = allowed_hosts
-        self._timeout = timeout
+        self._current = current
         self._tasks = Tasks()
         self._known: dict[tuple[str, str], tuple[Replica, str]] = {}
         self._asked: dict[tuple[str, str], asyncio.Task[str | Refusal | EndpointMissing]] = {}
@@ -60,8 +58,10 @@ class Endpoints:
         # Simultaneous requests share one question; it belongs to none of them.
         task = self._asked.get(key)
         if task is None:
+            # Whom to ask is looked up now: by its turn the node may have left.
+            node, client = self._registry.snapshot.nodes[replica.node], self._clients[replica.node]
             task = self._asked[key] = self._tasks.spawn(
-                f"endpoint {replica.node}", self._ask(replica)
+                f"endpoint {replica.node}", self._ask(replica, node, client)
             )
             task.add_done_callback(lambda _: self._asked.pop(key, None))
         found = await asyncio.shield(task)
@@ -74,15 +74,21 @@ class Endpoints:
         known = self._known.pop((replica.node, replica.model), None)
         return known[1] if known else None
 
+    def forget(self) -> None:
+        """Ask anew everywhere: another rule holds for what may be used."""
+        self._known.clear()
+
     async def close(self) -> None:
         """Stop asking."""
         await self._tasks.close()
 
-    async def _ask(self, replica: Replica) -> str | Refusal | EndpointMissing:
-        node = self._registry.snapshot.nodes[replica.node]
+    async def _ask(
+        self, replica: Replica, node: Node, client: NeuronClient
+    ) -> str | Refusal | EndpointMissing:
+        config = self._current.config
         try:
-            said = await self._clients[node.name].endpoint(replica.model, self._timeout)
-            url = usable_endpoint(said, node.endpoint, self._allowed_hosts)
+            said = await client.endpoint(replica.model, config.polling.timeout)
+            url = usable_endpoint(said, node.endpoint, config.security.allowed_inference_hosts)
         except EndpointRefused as error:
             log.warning("node %s, model %r: %s", node.name, replica.model, error)
             return Refusal(

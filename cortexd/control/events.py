@@ -20,6 +20,7 @@ Kind = Literal[
     "evicted",
     "node_up",
     "node_down",
+    "config_reloaded",
 ]
 
 

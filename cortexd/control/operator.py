@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from cortexd import errors
+from cortexd.config.current import Current
 from cortexd.control.coldload import LoadTable
 from cortexd.control.lifecycle import State
 from cortexd.control.refusals import load_failed, still_loading
@@ -45,7 +46,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class Operator:
-    """Does what is asked for. `timeout`: seconds that a load is waited for."""
+    """Does what is asked for."""
 
     def __init__(
         self,
@@ -53,14 +54,13 @@ class Operator:
         table: LoadTable,
         unloads: Unloads,
         state: StateFile,
-        *,
-        timeout: float,
+        current: Current,
     ) -> None:
         self._registry = registry
         self._table = table
         self._unloads = unloads
         self._state = state
-        self._timeout = timeout
+        self._current = current
 
     async def load(self, name: str, node: str | None = None) -> Loaded:
         """Have a model resident: on `node`, or where routing would put it.
@@ -75,7 +75,7 @@ class Operator:
         for key in [key for key in failures if key[1] == model and node in (None, key[0])]:
             del failures[key]
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._current.config.loading.timeout):
                 where = await self._bring(model, node)
         except TimeoutError:
             raise still_loading(model, node) from None
@@ -129,6 +129,7 @@ class Operator:
         while not registry.snapshot.settled:  # what we have not asked yet may have it
             await registry.wait_changed()
         while True:
+            self._check_node(node)  # it may have left meanwhile
             if (there := self._resident(model, node)) is not None:
                 return there
             entry = self._table.entry(model)

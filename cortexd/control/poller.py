@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from cortexd.config.gateway import Polling
+from cortexd.config.current import Current
 from cortexd.control.registry import Registry
 from cortexd.daemon.tasks import Tasks
 from cortexd.fleet.observe import Observation, is_restarted
@@ -25,49 +25,68 @@ class Poller:
         self,
         registry: Registry,
         clients: Mapping[str, NeuronClient],
-        polling: Polling,
+        current: Current,
         metrics: Metrics,
     ) -> None:
         self._registry = registry
         self._clients = clients
-        self._polling = polling
+        self._current = current
         self._metrics = metrics
         self._tasks = Tasks()
-        self._nudges = {name: asyncio.Event() for name in clients}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._nudges: dict[str, asyncio.Event] = {}
+        self._settling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Poll every node at once, then each in its own rhythm."""
-        for name, client in self._clients.items():
-            self._tasks.spawn(f"poll {name}", self._keep_polling(name, client))
-        self._tasks.spawn("settle", self._settle())
+        self.begin(self._clients)
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Poll these nodes at once, too; one that is polled already is another one now. The fleet
+        is settled when they have answered, or had their time."""
+        for name in names:
+            self.end(name)
+            self._nudges[name] = asyncio.Event()
+            work = self._keep_polling(name, self._clients[name], self._nudges[name])
+            self._loops[name] = self._tasks.spawn(f"poll {name}", work)
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = self._tasks.spawn("settle", self._settle())
+
+    def end(self, name: str) -> None:
+        """Poll a node no more."""
+        self._nudges.pop(name, None)
+        if (loop := self._loops.pop(name, None)) is not None:
+            loop.cancel()
 
     def nudge(self, name: str) -> None:
         """Poll a node now: something happened there."""
-        self._nudges[name].set()
+        if (nudge := self._nudges.get(name)) is not None:  # it may have left
+            nudge.set()
 
     async def close(self) -> None:
         """Stop polling."""
         await self._tasks.close()
 
     async def _settle(self) -> None:
-        await asyncio.sleep(self._polling.timeout)
+        await asyncio.sleep(self._current.config.polling.timeout)
         self._registry.settle()
 
-    async def _keep_polling(self, name: str, client: NeuronClient) -> None:
-        nudge = self._nudges[name]
+    async def _keep_polling(self, name: str, client: NeuronClient, nudge: asyncio.Event) -> None:
         while True:
             nudge.clear()
             seen = await self._poll(name, client)
             self._registry.observe(name, seen)
             self._metrics.polls.inc(name, "ok" if seen.models is not None else "failed")
-            pause = self._polling.interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            interval = self._current.config.polling.interval
+            pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await nudge.wait()
 
     async def _poll(self, name: str, client: NeuronClient) -> Observation:
         sent = asyncio.get_running_loop().time()
-        timeout = self._polling.timeout
+        timeout = self._current.config.polling.timeout
         models, health = await asyncio.gather(
             client.models(timeout), client.health(timeout), return_exceptions=True
         )

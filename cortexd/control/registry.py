@@ -10,13 +10,15 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
 from cortexd.control.events import Events, Kind
 from cortexd.control.statelog import StateLog
+from cortexd.daemon.state import fingerprint
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.choice import is_over, is_suspect, worsened
 from cortexd.fleet.observe import Observation, forgotten, observed, told
@@ -29,6 +31,7 @@ from cortexd.fleet.snapshot import (
     Replica,
     Snapshot,
     with_node,
+    without_node,
 )
 from cortexd.wire.neuron import LOADED
 
@@ -129,6 +132,66 @@ class Registry:
         """Drop a model that a node turned out not to have; its next poll says what is true."""
         self._put(forgotten(self.snapshot.nodes[name], model))
 
+    def reconfigure(
+        self,
+        nodes: Iterable[Node],
+        catalogue: Catalogue,
+        *,
+        fresh: Collection[str],
+        unhealthy_after: int,
+        policy: Policy,
+    ) -> None:
+        """Take in another configuration, as one change.
+
+        fresh: of the nodes, those of which nothing holds that was known. Nodes that are not there
+        any more are leaving: they get nothing new, and somebody has to `drop` them in the end.
+        """
+        before = self.snapshot
+        after = msgspec.structs.replace(before, catalogue=catalogue, policy=policy)
+        wanted = {node.name: node for node in nodes}
+        for name, node in wanted.items():
+            known = before.nodes.get(name)
+            if known is None:
+                pass
+            elif name in fresh:
+                self._forget_all(name)
+                node = msgspec.structs.replace(node, epoch=known.epoch + 1)  # noqa: PLW2901
+            else:
+                node = msgspec.structs.replace(  # noqa: PLW2901
+                    known, weight=node.weight, reserve_mb=node.reserve_mb
+                )
+            after = with_node(after, node)
+        for name in before.nodes.keys() - wanted.keys():
+            leaves = msgspec.structs.replace(before.nodes[name], draining=True, leaving=True)
+            after = with_node(after, leaves)
+        is_settled = before.settled and not fresh
+        is_settled = is_settled or all(node.polled for node in after.nodes.values())
+        self.snapshot = msgspec.structs.replace(after, settled=is_settled)
+        self._unhealthy_after = unhealthy_after
+        self._forget_profiles(before.catalogue, catalogue)
+        self.wake()
+
+    def is_idle(self, name: str) -> bool:
+        """Whether nothing of ours is at work on a node, or waits for it."""
+        ledger = self.ledger
+        return not (
+            any(node == name for node, _ in ledger.in_flight)
+            or name in ledger.loading.values()
+            or any(node == name for node, _ in ledger.turns)
+            or any(name in nodes for nodes in ledger.gates.values())
+        )
+
+    def drop(self, name: str) -> None:
+        """A node that was leaving is gone, and all that was known of it."""
+        after = without_node(self.snapshot, name)
+        if all(node.polled for node in after.nodes.values()):
+            after = msgspec.structs.replace(after, settled=True)
+        self.snapshot = after
+        self._forget_all(name)
+        if (waiting := self._polled.pop(name, None)) is not None:
+            waiting.set()
+        self.wake()
+
     def drain(self, name: str) -> None:
         """Take a node out of service: it gets nothing new, what runs there goes on."""
         self._set_draining(name, True, "is drained: it gets no new work until it is undrained")
@@ -139,7 +202,7 @@ class Registry:
 
     def _set_draining(self, name: str, draining: bool, words: str) -> None:
         node = self.snapshot.nodes[name]
-        if node.draining is not draining:
+        if node.draining is not draining and not node.leaving:
             log.info("node %s %s", name, words)
             self._put(msgspec.structs.replace(node, draining=draining))
 
@@ -213,8 +276,8 @@ class Registry:
         `since`."""
         while True:
             await self._polled.setdefault(name, asyncio.Event()).wait()
-            if self._sent[name] >= since:
-                return
+            if name not in self._sent or self._sent[name] >= since:
+                return  # or it has left
 
     def _put(self, node: Node) -> None:
         before, after = self.snapshot, with_node(self.snapshot, node)
@@ -242,6 +305,37 @@ class Registry:
                     ledger.counted.pop(key, None)
             if ledger.faults and (fault := ledger.faults.get(key)) and is_over(fault, now):
                 del ledger.faults[key]
+
+    def _forget_all(self, name: str) -> None:
+        """What we know of a node, but for what runs there or waits for it: that ends by itself."""
+        ledger = self.ledger
+        kept: tuple[dict[tuple[str, str], Any], ...] = (
+            ledger.counted,
+            ledger.faults,
+            ledger.failures,
+            ledger.last_access,
+            ledger.load_seconds,
+            ledger.promises,
+            ledger.served,
+            ledger.spared,
+        )
+        for book in kept:
+            for key in [key for key in book if key[0] == name]:
+                del book[key]
+        for footprint in [key for key in ledger.footprints if key.node == name]:
+            del ledger.footprints[footprint]
+        self._sent.pop(name, None)
+        self._state_log.forget(name)
+
+    def _forget_profiles(self, before: Catalogue, after: Catalogue) -> None:
+        """What was learnt of a model that is to be loaded in another way now."""
+        ledger, old, new = self.ledger, before.profiles, after.profiles
+        for key in [key for key in ledger.failures if old.get(key[1]) != new.get(key[1])]:
+            del ledger.failures[key]
+        for footprint in list(ledger.footprints):
+            was, now = old.get(footprint.model), new.get(footprint.model)
+            if was is not None and (now is None or fingerprint(was) != fingerprint(now)):
+                del ledger.footprints[footprint]
 
     def _drop_unloaded(self, before: Node, after: Node) -> None:
         """What is remembered of a model ends with its stay."""

@@ -38,6 +38,10 @@ class StateLog:
     def __init__(self) -> None:
         self._told: dict[str, _Told] = {}
 
+    def forget(self, name: str) -> None:
+        """A node is gone, or another one now."""
+        self._told.pop(name, None)
+
     def look(self, before: Node, after: Node, now: float) -> None:
         """Take in one poll, and say what is due. `now`: monotonic seconds."""
         told = self._told.get(after.name)

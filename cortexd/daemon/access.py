@@ -1,7 +1,6 @@
 """The access log: one line per inference request, for a small part of what `logging` would cost.
 
-Lines are written many at a time, in the form of the other logs: words on a terminal,
-JSON anywhere else, nothing but printable ASCII.
+Lines are written many at a time, in the form of the other logs, nothing but printable ASCII.
 """
 
 from __future__ import annotations
@@ -9,11 +8,12 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from typing import Final, Literal, TextIO
+from typing import Final, Literal
 
 import msgspec
 
-from cortexd.daemon.logs import escaped
+from cortexd.config.logs import Format
+from cortexd.daemon.logs import TextStream, escaped, is_for_people
 
 
 class AccessLine(msgspec.Struct, omit_defaults=True, tag_field="logger", tag="cortexd.access"):
@@ -41,9 +41,9 @@ _encode: Final = msgspec.json.Encoder().encode
 class AccessLog:
     """Writes lines to `stream`, which belongs to somebody else."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextStream, form: Format = "auto") -> None:
         self._stream = stream
-        self._format = _words if stream.isatty() else _json
+        self._format = _words if is_for_people(stream, form) else _json
 
     def write(self, lines: list[AccessLine]) -> None:
         """Write them at once; a full disk or a closed pipe harms nothing."""

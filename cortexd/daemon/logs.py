@@ -1,4 +1,4 @@
-"""Logs on stderr: one line per event; words on a terminal, JSON anywhere else.
+"""Logs on stderr: one line per event; words on a terminal and JSON anywhere else, or as told.
 
 Whatever an event carries (a model's name, a node's words) is escaped: no line ever holds a control
 character or more than ASCII.
@@ -10,7 +10,11 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
+
+from cortexd.config.logs import Format, Logging
+from cortexd.daemon.lines import Lines
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _QUIET = {
@@ -21,16 +25,49 @@ _QUIET = {
 }
 
 
-def configure(level: str = "info") -> None:
-    """Send every event of `level` or above to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Words() if sys.stderr.isatty() else Json())
+def configure(settings: Logging | None = None, stream: TextStream | None = None) -> TextStream:
+    """Send every event that `settings` asks for to `stream`, and return it. May be called again.
+
+    settings: None is the defaults. stream: None is stderr, in a way that never makes anybody wait.
+    """
+    settings, stream = settings or Logging(), stream or _stderr()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Words() if is_for_people(stream, settings.format) else Json())
     logging.raiseExceptions = False  # a full disk or a closed pipe harms nothing
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(settings.level.upper())
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(least)
+    return stream
+
+
+def is_for_people(stream: TextStream, form: Format) -> bool:
+    """Whether lines of that form on that stream are words."""
+    return stream.isatty() if form == "auto" else form == "text"
+
+
+@cache
+def _stderr() -> TextStream:
+    """The one writer to it. A process that was started without one says nothing: its descriptor
+    may be anybody's by now."""
+    try:
+        return Lines(None if sys.__stderr__ is None else sys.__stderr__.fileno())
+    except (OSError, ValueError):
+        return Lines(None)
+
+
+class TextStream(Protocol):
+    """What lines are written to."""
+
+    def write(self, text: str, /) -> int:
+        """Whole lines."""
+
+    def flush(self) -> None:
+        """Do not keep them."""
+
+    def isatty(self) -> bool:
+        """Whether a person reads them."""
 
 
 class Words(logging.Formatter):

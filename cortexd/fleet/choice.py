@@ -65,9 +65,11 @@ def choose(
     scores = _scores(best, snapshot, ledger, now)
     lowest = min(scores)
     most = lowest + max(SLACK, SHARE * lowest)
-    equals = [replica for replica, points in zip(best, scores, strict=True) if points <= most]
-    if len(equals) == 1:
-        return equals[0]
+    equals = best
+    if max(scores) > most:  # else, as is usual, nothing has to be sorted out
+        equals = [replica for replica, points in zip(best, scores, strict=True) if points <= most]
+        if len(equals) == 1:
+            return equals[0]
     key = affinity() if snapshot.policy.affinity else None
     return _in_turn(equals, snapshot, turn) if key is None else _by_key(equals, snapshot, key)
 

@@ -1,11 +1,11 @@
 """How much memory a node has for a new load, and how much a model takes.
 
-Neither believes what cannot be: a node that reports nonsense has less room by it, never more.
+What a node reports has been through `sanity`; here nothing is checked a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from cortexd.config.catalogue import Profile
@@ -15,14 +15,13 @@ from cortexd.wire.neuron import (
     LOADING,
     RECOVERING,
     RELOADING,
-    DeviceHealth,
     Discovery,
     Model,
 )
 
 # Statuses of models that hold memory of their node, or are about to.
 RESIDENT: Final = frozenset({LOADED, RELOADING, LOADING, RECOVERING})
-_MOST: Final = float(1 << 40)  # MiB; who claims to have more is not believed
+_MOST: Final = float(1 << 40)  # MiB; a footprint beyond that is none
 
 
 def free(
@@ -33,7 +32,7 @@ def free(
     besides: a model whose own promise on that node does not count.
     """
     left = headroom(node, snapshot, ledger, besides=besides)
-    return {index: max(0.0, mb) for index, mb in left.items()}
+    return {index: mb if mb > 0 else 0.0 for index, mb in left.items()}
 
 
 def headroom(
@@ -46,7 +45,7 @@ def headroom(
         if name == node.name and model != besides and promise.before is None:
             for index, mb in promise.devices.items():
                 if index in left:
-                    left[index] -= believed(mb) or 0.0
+                    left[index] -= mb
     return left
 
 
@@ -62,8 +61,8 @@ def before(
         if name == node.name and model != besides and promise.before is not None:
             for index, mb in promise.before.items():
                 if index in left:
-                    bound = (believed(mb) or 0.0) - (believed(promise.devices.get(index)) or 0.0)
-                    left[index] = min(left[index], max(0.0, bound))
+                    bound = max(0.0, mb - promise.devices.get(index, 0.0))
+                    left[index] = min(left[index], bound)
     return left
 
 
@@ -72,37 +71,28 @@ def footprint(profile: Profile, node: Node, ledger: Ledger) -> float | None:
     on another one, else as its profile says, else None. Nothing and 0 are no measurement."""
     for where in (node.name, ANYWHERE) if ledger.footprints else ():
         key = FootprintKey(profile.id, profile.harness, profile.quant, profile.min_devices, where)
-        if measured := believed(ledger.footprints.get(key)):
+        if measured := _believed(ledger.footprints.get(key)):
             return measured
-    return believed(profile.vram_mb) or None
+    return _believed(profile.vram_mb) or None
 
 
 def size(info: Model, node: Node, snapshot: Snapshot, ledger: Ledger) -> float | None:
     """MiB that a resident model holds: as its node says, else its footprint; None: unknown."""
-    if used := believed(info.vram_used_mb):
-        return used
+    if info.vram_used_mb:
+        return info.vram_used_mb
     profile = snapshot.catalogue.profiles.get(info.id)
     return footprint(profile, node, ledger) if profile is not None else None
 
 
 def totals(hardware: Discovery | None) -> dict[int, float]:
-    """Device index → MiB in all; what is described twice is as large as its smaller description."""
-    found: dict[int, float] = {}
-    for device in hardware.devices if hardware else ():
-        mb = believed(device.vram_total_mb) or 0.0
-        index = device.index
-        found[index] = min(mb, found[index]) if index in found else mb
-    return found
+    """Device index → MiB in all."""
+    devices = hardware.devices if hardware else ()
+    return {device.index: float(device.vram_total_mb) for device in devices}
 
 
-def places(indices: Iterable[int] | None, there: dict[int, float]) -> tuple[int, ...]:
+def places(indices: Iterable[int] | None, there: Mapping[int, float]) -> tuple[int, ...]:
     """The devices of a model among those of its node: all of them when it names none."""
-    return tuple(sorted({index for index in indices or () if index in there} or there))
-
-
-def believed(mb: float | None) -> float | None:
-    """An amount of memory, or None when there is none, or none that can be."""
-    return float(mb) if mb is not None and 0 <= mb <= _MOST else None
+    return tuple(sorted(there.keys() & (indices or ()) or there))
 
 
 def _reported(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float]:
@@ -110,21 +100,23 @@ def _reported(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float
     left = totals(node.hardware)
     silent = set(left)
     for gauge in (node.health and node.health.devices) or ():
-        index = gauge.index
-        if index in left and (mb := _gauged(gauge, left[index])) is not None:
-            left[index] = min(left[index], mb)
+        index, mb = gauge.index, gauge.vram_free_mb
+        if (total := left.get(index)) is None:
+            continue
+        if mb is None and gauge.vram_used_mb is not None:
+            mb = max(0.0, total - gauge.vram_used_mb)
+        if mb is not None:
+            left[index] = min(total, float(mb))
             silent.discard(index)
     if silent:
         for info in node.models.values():
-            if info.status in RESIDENT and (mb := size(info, node, snapshot, ledger)):
+            if info.status in RESIDENT and (used := size(info, node, snapshot, ledger)):
                 on = places(info.devices, left)
                 for index in silent.intersection(on):
-                    left[index] = max(0.0, left[index] - mb / len(on))
+                    left[index] = max(0.0, left[index] - used / len(on))
     return left
 
 
-def _gauged(gauge: DeviceHealth, total: float) -> float | None:
-    if (mb := believed(gauge.vram_free_mb)) is not None:
-        return mb
-    used = believed(gauge.vram_used_mb)
-    return max(0.0, total - used) if used is not None else None
+def _believed(mb: float | None) -> float | None:
+    """A footprint, or None when there is none, or none that can be: it may be from a file."""
+    return float(mb) if mb is not None and 0 <= mb <= _MOST else None

@@ -13,13 +13,14 @@ from typing import Final
 import msgspec
 
 from cortexd.config.catalogue import Profile
-from cortexd.fleet.memory import RESIDENT, believed, footprint, free, headroom, totals
-from cortexd.fleet.residents import LEAVING, Resident, last_use, may_displace, residents
+from cortexd.fleet.memory import footprint, free, headroom, totals
+from cortexd.fleet.residents import at_a_glance, may_displace, residents, stays
 from cortexd.fleet.room import gains, make_room
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
 from cortexd.wire.neuron import Discovery, LoadRequest
 
 MOST_NAMES: Final = 8  # of what stands in the way, in words
+ROUNDED: Final = 1 - 1e-9  # of what is short: the same sums may be rounded otherwise elsewhere
 
 # how hard it is to have them leave, place in `pinned_on`, how many do, their latest use, less the
 # MiB free, node
@@ -96,6 +97,10 @@ class NoPlacement(msgspec.Struct, frozen=True):
 
 def infeasibility(profile: Profile, node: Node) -> str | None:
     """Why `node` can never hold the model, in words; None: it can, as far as is known."""
+    return _infeasibility(profile, node, fitting_devices(profile, node.hardware))
+
+
+def _infeasibility(profile: Profile, node: Node, fitting: list[int]) -> str | None:
     if profile.pinned_on and node.name not in profile.pinned_on:
         return "not in pinned_on"
     hardware = node.hardware
@@ -105,7 +110,7 @@ def infeasibility(profile: Profile, node: Node) -> str | None:
         return f"can load nothing: {hardware.cuda_unavailable_reason}"
     if hardware.harnesses and profile.harness not in hardware.harnesses:
         return f"has no harness {profile.harness!r}, only {', '.join(hardware.harnesses)}"
-    if len(fitting_devices(profile, hardware)) < profile.min_devices:
+    if len(fitting) < profile.min_devices:
         return (
             f"{_count(profile.min_devices)} of {device_floor(profile):g} MiB or more needed, "
             f"it has {_described(hardware)}"
@@ -181,9 +186,12 @@ def place(
             (fitting if seen.fits else full).append(seen)
     rank = _rank(profile)
     best = min(fitting, key=lambda seen: (rank(seen.node), -seen.free_mb, seen.node), default=None)
+    if best is None and snapshot.policy.evicts:
+        best = _least_loss(full, profile, snapshot, ledger, now, unasked=unasked)
     if best is None:
-        best = _least_loss(full, nothing, profile, snapshot, ledger, now, unasked=unasked)
-    if best is None:
+        for seen in full:
+            words = _crowd(seen, profile, snapshot, ledger, now, unasked=unasked)
+            nothing.crowded[seen.node] = words
         return nothing
     spec = load_request(profile, snapshot.nodes[best.node].hardware, best.devices)
     return Placement(best.node, spec, best.needs, best.victims, best.blockers)
@@ -202,22 +210,26 @@ def assess(
     seen = glance(profile, node, snapshot, ledger, now)
     if seen.infeasible is not None or seen.absent is not None or seen.fits:
         return seen
-    return _cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
+    cleared = _cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
+    if cleared is None:
+        words = _crowd(seen, profile, snapshot, ledger, now, unasked=unasked)
+        return msgspec.structs.replace(seen, crowded=words)
+    return cleared
 
 
 def glance(
     profile: Profile, node: Node, snapshot: Snapshot, ledger: Ledger, now: float
 ) -> Assessment:
     """The same without a look at who is resident: nobody leaves for it."""
-    if (reason := infeasibility(profile, node)) is not None:
+    fitting = fitting_devices(profile, node.hardware)
+    if (reason := _infeasibility(profile, node, fitting)) is not None:
         return Assessment(node.name, infeasible=reason)
     if (reason := _absence(node)) is not None:
         return Assessment(node.name, absent=reason)
     failed = ledger.failures.get((node.name, profile.id))
     left = free(node, snapshot, ledger, besides=profile.id)
     # Those with most memory free are the best set, if any set has room.
-    indices = fitting_devices(profile, node.hardware)
-    chosen = sorted(indices, key=left.__getitem__, reverse=True)[: profile.min_devices]
+    chosen = sorted(fitting, key=left.__getitem__, reverse=True)[: profile.min_devices]
     size = footprint(profile, node, ledger)
     share = None if size is None else size / profile.min_devices
     return Assessment(
@@ -232,7 +244,6 @@ def glance(
 
 def _least_loss(
     full: list[Assessment],
-    nothing: NoPlacement,
     profile: Profile,
     snapshot: Snapshot,
     ledger: Ledger,
@@ -240,40 +251,59 @@ def _least_loss(
     *,
     unasked: bool,
 ) -> Assessment | None:
-    """The node where making room costs least; those where nothing makes any go to `nothing`."""
+    """The node where making room costs least; None: there is none to make."""
     rank = _rank(profile)
-
-    def at_least(seen: Assessment) -> _Loss:
-        """The fewest that can be enough, and the oldest; without a look at who may leave."""
-        there = [one for one in snapshot.nodes[seen.node].models.values() if one.status in RESIDENT]
-        oldest = min((last_use((seen.node, one.id), ledger) for one in there), default=LEAVING)
-        largest = max((believed(one.vram_used_mb) or math.inf for one in there), default=math.inf)
-        short = sum(max(0.0, mb - seen.free[index]) for index, mb in seen.needs.items())
-        count = max(1, math.ceil(short / largest))
-        return 0, rank(seen.node), count, oldest, -seen.free_mb, seen.node
-
+    classes = {model: other.priority for model, other in snapshot.catalogue.profiles.items()}
+    promising = []
+    for seen in full:
+        bound = _at_least(seen, profile, rank, classes, snapshot, ledger, now, unasked=unasked)
+        if bound is not None:
+            promising.append((bound, seen))
     best: Assessment | None = None
     least: _Loss | None = None
     # The most promising first: most of a large fleet need not be looked at closely.
-    for bound, seen in sorted(((at_least(seen), seen) for seen in full), key=itemgetter(0)):
+    for bound, seen in sorted(promising, key=itemgetter(0)):
         if least is not None and least <= bound:
             break
         cleared = _cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
-        if cleared.crowded is not None:
-            nothing.crowded[seen.node] = cleared.crowded
+        if cleared is None:
             continue
-        victims, blockers = len(cleared.victims), len(cleared.blockers)
-        loss = (
-            (blockers > 0) + cleared.is_stubborn,
-            rank(seen.node),
-            victims + blockers,
-            cleared.last_use,
-            -cleared.free_mb,
-            seen.node,
-        )
+        blockers = len(cleared.blockers)
+        count = len(cleared.victims) + blockers
+        free_mb = -cleared.free_mb
+        reluctance = (blockers > 0) + cleared.is_stubborn
+        loss = reluctance, rank(seen.node), count, cleared.last_use, free_mb, seen.node
         if least is None or loss < least:
             best, least = cleared, loss
     return best
+
+
+def _at_least(
+    seen: Assessment,
+    profile: Profile,
+    rank: Callable[[str], int],
+    classes: Mapping[str, int],
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool,
+) -> _Loss | None:
+    """The least that room there can cost, without a close look; None: if all left who may, it would
+    not be enough."""
+    node, share = snapshot.nodes[seen.node], seen.share or 0.0
+    idle, others = at_a_glance(profile, node, classes, snapshot, ledger, now, unasked=unasked)
+    short = [share - seen.free[index] for index in seen.devices if seen.free[index] < share]
+    missing = sum(short) * ROUNDED
+    for waits in (False,) if unasked else (False, True):
+        if not (some := idle + others if waits else idle):
+            continue
+        uses, sizes, widths = zip(*some, strict=True)
+        count = math.ceil(max(missing / max(sizes), len(short) / max(widths)))
+        if sum(sizes) >= missing and len(some) >= count:
+            last_use = sorted(uses)[count - 1]
+            return waits, rank(seen.node), count, last_use, -seen.free_mb, seen.node
+    return None
 
 
 def _cleared(
@@ -284,64 +314,66 @@ def _cleared(
     now: float,
     *,
     unasked: bool,
-) -> Assessment:
-    """A node without room, once those have left who have to and may."""
+) -> Assessment | None:
+    """A node without room, once those have left who have to and may; None: it has none then."""
     node, share = snapshot.nodes[seen.node], seen.share or 0.0
-    limits = {index: mb - node.reserve_mb for index, mb in totals(node.hardware).items()}
     people = residents(node, snapshot, ledger, now, unasked=unasked)
     willing = [one for one in people if may_displace(profile, one)]
+    if not willing:
+        return None
+    left, there = headroom(node, snapshot, ledger, besides=profile.id), totals(node.hardware)
+    limits = {index: mb - node.reserve_mb for index, mb in there.items()}
+    returns = gains(people, left, limits)
+    floor = device_floor(profile)
+    usable = {i: left[i] for i, mb in limits.items() if mb >= share and there[i] >= floor}
     idle = [one for one in willing if one.is_idle]
-    room = None
-    if willing:
-        left = headroom(node, snapshot, ledger, besides=profile.id)
-        returns = gains(people, left, limits)
-        indices = [
-            index for index in fitting_devices(profile, node.hardware) if limits[index] >= share
-        ]
-        usable = {index: left[index] for index in indices}
-        room = make_room(profile.min_devices, share, usable, returns, idle)
-        if room is None and snapshot.policy.evicts and not unasked:
-            # The others only need time; those who could leave at once are still asked first.
-            others = [one for one in willing if not one.is_idle and not one.is_stubborn]
+    room = make_room(profile.min_devices, share, usable, returns, idle)
+    if room is None and snapshot.policy.evicts and not unasked:
+        # The others only need time; those who could leave at once are still asked first.
+        others = [one for one in willing if not one.is_idle and not one.is_stubborn]
+        room = make_room(profile.min_devices, share, usable, returns, idle + others)
+        if room is None:
+            others += [one for one in willing if one.is_stubborn]
             room = make_room(profile.min_devices, share, usable, returns, idle + others)
-            if room is None:
-                others += [one for one in willing if one.is_stubborn]
-                room = make_room(profile.min_devices, share, usable, returns, idle + others)
     if room is None:
-        held = [one for one in people if one not in idle]
-        return msgspec.structs.replace(seen, crowded=_crowd(profile, seen, node, limits, held))
+        return None
+    leaving = {one.model for one in room.leaving}
     return msgspec.structs.replace(
         seen,
         devices=room.devices,
-        victims=tuple(one.model for one in willing if one in room.leaving and one.is_idle),
-        blockers=tuple(one.model for one in willing if one in room.leaving and not one.is_idle),
+        victims=tuple(one.model for one in willing if one.model in leaving and one.is_idle),
+        blockers=tuple(one.model for one in willing if one.model in leaving and not one.is_idle),
         is_stubborn=any(one.is_stubborn for one in room.leaving),
         last_use=room.last_use,
     )
 
 
 def _crowd(
-    profile: Profile,
     seen: Assessment,
-    node: Node,
-    limits: Mapping[int, float],
-    held: list[Resident],
+    profile: Profile,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool,
 ) -> str:
     """What is in the way, by name, and why it stays."""
-    ways = []
-    for one in held:
-        if one.priority > profile.priority:
-            ways.append(f"{one.model!r} (class {one.priority}, above {profile.priority})")
-        else:
-            ways.append(f"{one.model!r} ({one.kept or 'it is at work'})")
-    most = sorted(limits.values(), reverse=True)[profile.min_devices - 1]
-    if not ways or most < (seen.share or 0.0):
+    node, share = snapshot.nodes[seen.node], seen.share or 0.0
+    held = stays(profile, node, snapshot, ledger, now, unasked=unasked)
+    ways = [
+        f"{model!r} ({why or f'class {priority}, above {profile.priority}'})"
+        for model, priority, why in held[:MOST_NAMES]
+    ]
+    count = len(held)
+    most = sorted(totals(node.hardware).values())[-profile.min_devices] - node.reserve_mb
+    if not held or most < share:
         reserve = f" besides reserve_mb = {node.reserve_mb:g}" if node.reserve_mb else ""
         ways.append(f"what is not a model's, of {max(0.0, most):.0f} MiB there are{reserve}")
-    rest = f" and {len(ways) - MOST_NAMES} more" if len(ways) > MOST_NAMES else ""
+        count += 1
+    rest = f" and {count - MOST_NAMES} more" if count > MOST_NAMES else ""
     free_mb = min(seen.free[index] for index in seen.devices)
     return (
-        f"{seen.share:.0f} MiB needed on {_count(profile.min_devices)}, {free_mb:.0f} free; in the "
+        f"{share:.0f} MiB needed on {_count(profile.min_devices)}, {free_mb:.0f} free; in the "
         f"way: {', '.join(ways[:MOST_NAMES])}{rest}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,13 +10,16 @@ import msgspec
 
 from cortexd.config.catalogue import DEFAULT_PRIORITY, Profile
 from cortexd.config.units import Duration
-from cortexd.fleet.memory import RESIDENT, believed, places, size, totals
+from cortexd.fleet.memory import RESIDENT, places, size, totals
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot, unservable
 from cortexd.wire.neuron import LOADED, LOADING
 
 LEAST_RESIDENCY: Final = 15.0  # seconds that a model stays after its first answer, at least
 LEAVING: Final = -1.0  # earlier than any use
 RECENT: Final = 600.0  # seconds for which a request protects a model from loads nobody asked for
+
+# Of a resident: its latest use, MiB that it holds at most, and on how many devices at most.
+Sketch = tuple[float, float, int]
 
 
 class Resident(msgspec.Struct, frozen=True):
@@ -56,53 +60,85 @@ def residents(
     A model is kept for its least residency from its first answer on, and before that by those who
     wait for this answer, from the very moment that it is loaded.
     """
-    there = totals(node.hardware)
-    reported = node.busy if now - node.health_at <= snapshot.policy.stale_after else {}
-    promised = {
-        model: promise.devices
-        for (name, model), promise in ledger.promises.items()
-        if name == node.name and promise.devices
-    }
-    found = []
-    for model, info in node.models.items():
-        if info.status not in RESIDENT:
-            continue
-        key = (node.name, model)
-        profile = snapshot.catalogue.profiles.get(model)
-        if (devices := promised.pop(model, None)) is not None:
-            on, mb = _promised(devices)
+    there, profiles, found = totals(node.hardware), snapshot.catalogue.profiles, []
+    for used, model, status in _aged(node, ledger):
+        profile, promise = profiles.get(model), ledger.promises.get((node.name, model))
+        on: tuple[int, ...]
+        mb: float | None
+        if promise is not None and promise.devices:
+            on, mb = tuple(sorted(promise.devices)), max(promise.devices.values())
         else:
-            on = places(info.devices, there)
-            mb = _share(size(info, node, snapshot, ledger), on)
-        busy = ledger.in_flight.get(key) or key in ledger.turns or reported.get(model)
-        if model in ledger.loading and unservable(info) is None:
-            busy = True  # its node was away: who waits for another copy comes back to this one
-        kept = _kept(key, info.status, snapshot, ledger, now)
-        if unasked and kept is None:
-            kept = _preferred(key, profile, snapshot, ledger, now)
+            info = node.models[model]
+            on, whole = places(info.devices, there), size(info, node, snapshot, ledger)
+            mb = whole / len(on) if whole is not None and on else None
         priority = profile.priority if profile is not None else DEFAULT_PRIORITY
-        found.append(
-            Resident(
-                node.name,
-                model,
-                on,
-                mb,
-                priority,
-                last_use(key, ledger),
-                bool(busy),
-                kept,
-                is_spared=ledger.spared.get(key, 0.0) > now,
-                is_stubborn=bool(busy) and ledger.stubborn.get(key, 0.0) > now,
-            )
-        )
-    for model, devices in promised.items():  # loads that the node does not show yet
-        profile = snapshot.catalogue.profiles.get(model)
-        on, mb = _promised(devices)
-        kept = _kept((node.name, model), LOADING, snapshot, ledger, now)
-        priority = profile.priority if profile is not None else DEFAULT_PRIORITY
-        found.append(Resident(node.name, model, on, mb, priority, kept=kept))
-    found.sort(key=_age)
+        ties = _ties(model, status, node, snapshot, ledger, now, unasked=unasked)
+        found.append(Resident(node.name, model, on, mb, priority, used, *ties))
     return found
+
+
+def stays(
+    profile: Profile,
+    node: Node,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool = False,
+) -> list[tuple[str, int, str | None]]:
+    """Who does not leave at once for that model: id, class, and why; None: its class is above.
+
+    Least recently used first. Of those that the class rules out nothing else is found out.
+    """
+    profiles, mine = snapshot.catalogue.profiles, profile.priority
+    held: list[tuple[str, int, str | None]] = []
+    for _, model, status in _aged(node, ledger):
+        its = profiles[model].priority if model in profiles else DEFAULT_PRIORITY
+        if its > mine:
+            held.append((model, its, None))
+            continue
+        ties = _ties(model, status, node, snapshot, ledger, now, unasked=unasked)
+        busy, kept, is_spared, _ = ties
+        if busy or kept is not None or is_spared or model == profile.id:
+            held.append((model, its, kept or "it is at work"))
+    return held
+
+
+def at_a_glance(
+    profile: Profile,
+    node: Node,
+    classes: Mapping[str, int],
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool = False,
+) -> tuple[list[Sketch], list[Sketch]]:
+    """Who could go at once for that model, and who could later, without a look at everything: none
+    of those is missing, but some may turn out to stay. classes: of the catalogue's models."""
+    name, mine, policy, promises = node.name, profile.priority, snapshot.policy, ledger.promises
+    in_flight, counted, served = ledger.in_flight.get, ledger.counted.get, ledger.served.get
+    reported = node.busy if now - node.health_at <= policy.stale_after else {}
+    least = LEAST_RESIDENCY if policy.min_residency is None else policy.min_residency
+    every, never = len(totals(node.hardware)), -math.inf
+    idle: list[Sketch] = []
+    others = [(0.0, math.inf, every) for on, _ in promises if on == name]
+    for model, info in node.models.items():
+        if info.status not in RESIDENT or classes.get(model, DEFAULT_PRIORITY) > mine:
+            continue
+        key = name, model
+        is_idle = not (
+            info.status != LOADED
+            or in_flight(key)
+            or reported.get(model, 0) > counted(key, 0)
+            or served(key, never) + least > now
+            or (unasked and _preferred(key, snapshot, ledger, now))
+        )
+        mb, width = info.vram_used_mb or math.inf, len(info.devices or ()) or every
+        if promises and key in promises:
+            mb, width = math.inf, every
+        (idle if is_idle else others).append((last_use(key, ledger), mb, width))
+    return idle, others
 
 
 def last_use(key: tuple[str, str], ledger: Ledger) -> float:
@@ -111,7 +147,7 @@ def last_use(key: tuple[str, str], ledger: Ledger) -> float:
     What gets nothing new on its way out comes before all others, whatever it has just finished:
     were another one chosen then, each would be on its way in turns and none would ever leave.
     """
-    if key[0] in ledger.gates.get(key[1], ()):
+    if ledger.gates and key[0] in ledger.gates.get(key[1], ()):
         return LEAVING
     return ledger.last_access.get(key, 0.0)
 
@@ -156,6 +192,58 @@ def idle_ttl(profile: Profile | None, snapshot: Snapshot) -> float | None:
     return snapshot.policy.idle_ttl
 
 
+def _aged(node: Node, ledger: Ledger) -> list[tuple[float, str, str | None]]:
+    """Latest use, id and status of those that hold memory there or were promised some, in order;
+    None: a load that the node does not show yet."""
+    name = node.name
+    found: list[tuple[float, str, str | None]] = [
+        (last_use((name, model), ledger), model, info.status)
+        for model, info in node.models.items()
+        if info.status in RESIDENT
+    ]
+    if ledger.promises:
+        shown = {model for _, model, _ in found}
+        found += [
+            (0.0, model, None)
+            for (on, model), promise in ledger.promises.items()
+            if on == name and promise.devices and model not in shown
+        ]
+    return sorted(found)
+
+
+def _ties(
+    model: str,
+    status: str | None,
+    node: Node,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    now: float,
+    *,
+    unasked: bool,
+) -> tuple[bool, str | None, bool, bool]:
+    """Whether it is busy, why it may not be unloaded, whether it is spared, whether it is stubborn;
+    see `Resident`."""
+    key = node.name, model
+    kept = _kept(key, status or LOADING, snapshot, ledger, now)
+    if status is None:
+        return False, kept, False, False
+    if unasked and kept is None:
+        kept = _preferred(key, snapshot, ledger, now)
+    busy = (
+        bool(ledger.in_flight.get(key))
+        or key in ledger.turns
+        # By its last report, less those of ours that it counted: of these we know the ends.
+        or (
+            node.busy.get(model, 0) > ledger.counted.get(key, 0)
+            and now - node.health_at <= snapshot.policy.stale_after
+        )
+        # Its node was away: who waits for another copy comes back to this one.
+        or (model in ledger.loading and unservable(node.models[model]) is None)
+    )
+    is_stubborn = busy and ledger.stubborn.get(key, 0.0) > now
+    return busy, kept, ledger.spared.get(key, 0.0) > now, is_stubborn
+
+
 def _kept(
     key: tuple[str, str], status: str, snapshot: Snapshot, ledger: Ledger, now: float
 ) -> str | None:
@@ -175,14 +263,9 @@ def _kept(
     return None
 
 
-def _preferred(
-    key: tuple[str, str],
-    profile: Profile | None,
-    snapshot: Snapshot,
-    ledger: Ledger,
-    now: float,
-) -> str | None:
+def _preferred(key: tuple[str, str], snapshot: Snapshot, ledger: Ledger, now: float) -> str | None:
     """What keeps a model from loads that nobody asked for."""
+    profile = snapshot.catalogue.profiles.get(key[1])
     if profile is not None and profile.copies:
         # Two that both want to stay would drive out one another for ever.
         return "it is kept by its profile, too"
@@ -192,15 +275,3 @@ def _preferred(
     if used is not None and now - used < ttl:
         return f"it was asked for in the last {Duration(ttl)}"
     return None
-
-
-def _share(mb: float | None, devices: tuple[int, ...]) -> float | None:
-    return mb / len(devices) if mb is not None and devices else None
-
-
-def _promised(devices: Mapping[int, float]) -> tuple[tuple[int, ...], float | None]:
-    return tuple(sorted(devices)), max(believed(mb) or 0.0 for mb in devices.values())
-
-
-def _age(resident: Resident) -> tuple[float, str]:
-    return resident.last_use, resident.model

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Final
 
 import msgspec
 
 from cortexd.fleet.residents import Resident
+
+_Offer = tuple[Resident, Mapping[int, float]]  # who would leave, and device → MiB that it gives
 
 MOST_DEVICES: Final = 8  # of which every combination is tried; beyond that, of the freest ones
 
@@ -40,29 +43,29 @@ def make_room(
     The best set loses the fewest models, then those that were used least recently, then it is the
     one with most memory free.
     """
-    there: dict[int, list[Resident]] = {index: [] for index in left}
+    offers: list[_Offer] = []
+    there: dict[int, list[_Offer]] = {index: [] for index in left}
     reach = dict(left)
     for resident in willing:
-        for index, mb in gains[resident.model].items():
+        offer = resident, gains[resident.model]
+        offers.append(offer)
+        for index, mb in offer[1].items():
             if index in reach and mb > 0:
                 reach[index] += mb
-                there[index].append(resident)
+                there[index].append(offer)
     reachable = [index for index in left if reach[index] >= share]
-    reachable.sort(key=lambda index: (-left[index], index))
-    reachable = reachable[:MOST_DEVICES]
+    reachable = sorted(reachable, key=lambda index: (-left[index], index))[:MOST_DEVICES]
+    if len(reachable) < count:
+        return None
     short = {index: share - left[index] for index in reachable if left[index] < share}
-    met = [resident.model for index in short for resident in there[index]]
-    alone = None
+    met = [resident.model for index in short for resident, _ in there[index]]
     if len(met) == len(set(met)):  # nobody is on two of them: each is cleared for itself
-        alone = {index: _leaving({index: short[index]}, gains, there[index]) for index in short}
+        alone = {index: _leaving({index: short[index]}, there[index]) for index in short}
+        return _cheapest(count, {index: alone.get(index, ()) for index in reachable})
     rooms = []
     for devices in combinations(reachable, count):
-        needed = [index for index in devices if index in short]
-        if alone is not None:
-            leaving = tuple(chain.from_iterable(alone[index] for index in needed))
-        else:
-            leaving = _leaving({index: short[index] for index in needed}, gains, willing)
-        rooms.append(Room(tuple(sorted(devices)), leaving))
+        needed = {index: short[index] for index in devices if index in short}
+        rooms.append(Room(tuple(sorted(devices)), _leaving(needed, offers)))
     return min(
         rooms,
         key=lambda room: (
@@ -71,8 +74,24 @@ def make_room(
             -sum(left[index] for index in room.devices),
             room.devices,
         ),
-        default=None,
     )
+
+
+def _cheapest(count: int, leaving: Mapping[int, tuple[Resident, ...]]) -> Room:
+    """The best of all combinations, without trying any: what a device costs does not depend on the
+    others. leaving: device → who leaves it, of the freest first."""
+    costs = {
+        index: (len(who), max((one.last_use for one in who), default=-math.inf))
+        for index, who in leaving.items()
+    }
+    chosen = sorted(leaving, key=costs.__getitem__)[:count]
+    most = costs[chosen[-1]][0]
+    latest = max(costs[index][1] for index in chosen)
+    # Those that lose fewer are all in; which of the equal ones is for the memory that is free.
+    equals = [index for index in leaving if costs[index][0] == most and costs[index][1] <= latest]
+    fewer = [index for index in chosen if costs[index][0] < most]
+    devices = sorted([*fewer, *equals[: count - len(fewer)]])
+    return Room(tuple(devices), tuple(one for index in devices for one in leaving[index]))
 
 
 def gains(
@@ -84,42 +103,39 @@ def gains(
     between them, what nobody else accounts for.
     """
     residents = list(residents)
-    unexplained = {index: limits[index] - mb for index, mb in left.items()}
-    unknown = dict.fromkeys(left, 0)
-    for resident in residents:
-        for index in resident.devices:
-            if index in unexplained:
-                unexplained[index] -= resident.mb or 0.0
-                unknown[index] += resident.mb is None
+    guess: dict[int, float] = {}
+    if any(resident.mb is None for resident in residents):
+        unexplained = {index: limits[index] - mb for index, mb in left.items()}
+        unknown = dict.fromkeys(left, 0)
+        for resident in residents:
+            for index in resident.devices:
+                if index in unexplained:
+                    unexplained[index] -= resident.mb or 0.0
+                    unknown[index] += resident.mb is None
+        guess = {index: max(0.0, mb / (unknown[index] or 1)) for index, mb in unexplained.items()}
     return {
-        resident.model: {
-            index: max(0.0, unexplained[index] / unknown[index])
-            if resident.mb is None
-            else resident.mb
-            for index in resident.devices
-            if index in left
-        }
+        resident.model: {index: guess[index] for index in resident.devices}
+        if resident.mb is None
+        else dict.fromkeys(resident.devices, resident.mb)
         for resident in residents
     }
 
 
-def _leaving(
-    short: dict[int, float],
-    gains: Mapping[str, Mapping[int, float]],
-    willing: Iterable[Resident],
-) -> tuple[Resident, ...]:
+def _leaving(short: dict[int, float], offers: Iterable[_Offer]) -> tuple[Resident, ...]:
     """Have them leave in their order until nothing is short, then spare whom that did not need."""
-    leaving: list[Resident] = []
-    for resident in willing:
-        gain = gains[resident.model]
-        if any(mb > 0 and gain.get(index) for index, mb in short.items()):
-            leaving.append(resident)
-            for index in short:
-                short[index] -= gain.get(index, 0.0)
-    for resident in leaving[::-1]:
-        gain = gains[resident.model]
-        if all(mb + gain.get(index, 0.0) <= 0 for index, mb in short.items()):
-            leaving.remove(resident)
-            for index in short:
-                short[index] += gain.get(index, 0.0)
-    return tuple(leaving)
+    leaving: list[_Offer] = []
+    for offer in offers:
+        if max(short.values(), default=0.0) <= 0:
+            break
+        if any(mb > 0 and short.get(index, 0.0) > 0 for index, mb in offer[1].items()):
+            leaving.append(offer)
+            for index, mb in offer[1].items():
+                if index in short:
+                    short[index] -= mb
+    for offer in leaving[::-1]:
+        if all(mb + offer[1].get(index, 0.0) <= 0 for index, mb in short.items()):
+            leaving.remove(offer)
+            for index, mb in offer[1].items():
+                if index in short:
+                    short[index] += mb
+    return tuple(resident for resident, _ in leaving)

@@ -74,6 +74,7 @@ class Node(msgspec.Struct, frozen=True):
 
     endpoint: base URL of its neuron, without a trailing slash.
     polled: asked at least once, answered or not.
+    leaving: the configuration has it no more; it is drained, and goes when nothing runs there.
     trouble: why it is not healthy, or the last poll's failure.
     weight, reserve_mb: as configured.
     busy: model → requests that run or queue there, by its last report (at `health_at`).
@@ -86,6 +87,7 @@ class Node(msgspec.Struct, frozen=True):
     healthy: bool = False
     polled: bool = False
     draining: bool = False
+    leaving: bool = False
     weight: float = 1.0
     reserve_mb: float = 0
     failures: int = 0
@@ -219,6 +221,19 @@ def with_node(snapshot: Snapshot, node: Node) -> Snapshot:
         nodes=MappingProxyType(nodes),
         replicas=index,
         healthy=snapshot.healthy + node.healthy - (before is not None and before.healthy),
+    )
+
+
+def without_node(snapshot: Snapshot, name: str) -> Snapshot:
+    """The snapshot without that node and its replicas."""
+    node = snapshot.nodes[name]
+    return msgspec.structs.replace(
+        snapshot,
+        nodes=MappingProxyType({key: it for key, it in snapshot.nodes.items() if key != name}),
+        replicas=_reindexed(
+            snapshot.replicas, node, msgspec.structs.replace(node, models=MappingProxyType({}))
+        ),
+        healthy=snapshot.healthy - node.healthy,
     )
 
 

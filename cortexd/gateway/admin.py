@@ -1,5 +1,5 @@
-"""POST /api/models/… and /api/nodes/…: what changes something, for operators only, on a listener of
-its own.
+"""POST /api/models/…, /api/nodes/… and /api/reload: what changes something, for operators only, on
+a listener of its own.
 
 A browser on the operator's machine can reach that listener too. It may not use it: a page of
 another origin can't send JSON without asking first, and one whose name was made to point here says
@@ -19,11 +19,13 @@ from aiohttp import web
 
 from cortexd import errors
 from cortexd.config.address import parse_listen, unix_path
+from cortexd.config.current import Current
 from cortexd.control.operator import Operator
 from cortexd.errors import Refusal
 from cortexd.gateway.bodies import Bodies
 from cortexd.gateway.face import Methods, as_json, unknown_route
 from cortexd.gateway.inbound import Inbound
+from cortexd.gateway.reload import Reload
 
 MODELS: Final = "/api/models/"
 NODES: Final = "/api/nodes/"
@@ -45,8 +47,8 @@ class UnloadBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
-class NodeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A node is drained without further ado."""
+class EmptyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node is drained, and a file reloaded, without further ado."""
 
 
 class LoadAnswer(msgspec.Struct, frozen=True):
@@ -74,20 +76,18 @@ class NodeAnswer(msgspec.Struct, frozen=True):
 
 _decode_load: Final = msgspec.json.Decoder(LoadBody)
 _decode_unload: Final = msgspec.json.Decoder(UnloadBody)
-_decode_node: Final = msgspec.json.Decoder(NodeBody)
+_decode_nothing: Final = msgspec.json.Decoder(EmptyBody)
 
 Act = Callable[[Inbound, str], Awaitable[web.Response]]
 
 
 class Admin:
-    """The operators' face. `listen`: where it listens, as the configuration has it.
+    """The operators' face. paths, and routes: prefix → what may be done below it."""
 
-    routes: prefix → what may be done below it.
-    """
-
-    def __init__(self, operator: Operator, listen: str) -> None:
+    def __init__(self, operator: Operator, reload: Reload, current: Current) -> None:
         self._operator = operator
-        self._host = parse_listen(listen)[0].lower() if listen and not unix_path(listen) else ""
+        self._reload = reload
+        self._current = current
         self._bodies = Bodies(MAX_BODY, 16 * MAX_BODY)
         self._acts: dict[tuple[str, str], Act] = {
             (MODELS, "load"): self._load,
@@ -95,6 +95,7 @@ class Admin:
             (NODES, "drain"): self._drain,
             (NODES, "undrain"): self._undrain,
         }
+        self.paths: dict[str, Methods] = {"/api/reload": {"POST": self._do_reload}}
         self.routes: Mapping[str, Methods] = {
             prefix: {"POST": partial(self._operate, prefix)} for prefix in (MODELS, NODES)
         }
@@ -105,12 +106,21 @@ class Admin:
         act = self._acts.get((prefix, verb))
         if not name or act is None:
             raise unknown_route(inbound)
+        self._check(inbound)
+        return await act(inbound, name)
+
+    async def _do_reload(self, inbound: Inbound) -> web.StreamResponse:
+        self._check(inbound)
+        await self._read(inbound, _decode_nothing, EmptyBody())
+        return as_json(inbound, await self._reload.reload())
+
+    def _check(self, inbound: Inbound) -> None:
+        """Whether a page of another origin could have sent it. Raises Refusal."""
         self._check_host(inbound.request.headers.get("Host", ""))
         if inbound.request.content_type != "application/json":
             raise Refusal(
                 errors.UNSUPPORTED_MEDIA_TYPE, "This needs `Content-Type: application/json`."
             )
-        return await act(inbound, name)
 
     async def _load(self, inbound: Inbound, model: str) -> web.Response:
         wanted = await self._read(inbound, _decode_load, LoadBody())
@@ -123,11 +133,11 @@ class Admin:
         return as_json(inbound, UnloadAnswer("unloaded", nodes))
 
     async def _drain(self, inbound: Inbound, node: str) -> web.Response:
-        await self._read(inbound, _decode_node, NodeBody())
+        await self._read(inbound, _decode_nothing, EmptyBody())
         return as_json(inbound, NodeAnswer(node, True, self._operator.drain(node)))
 
     async def _undrain(self, inbound: Inbound, node: str) -> web.Response:
-        await self._read(inbound, _decode_node, NodeBody())
+        await self._read(inbound, _decode_nothing, EmptyBody())
         return as_json(inbound, NodeAnswer(node, False, self._operator.undrain(node)))
 
     async def _read(self, inbound: Inbound, decoder: msgspec.json.Decoder[T], nothing: T) -> T:
@@ -149,13 +159,18 @@ class Admin:
             host = urlsplit(f"//{given}").hostname or ""
         except ValueError:
             host = ""
-        known = host != "" and (host in {"localhost", self._host} or _is_address(host))
+        known = host in {"localhost", self._own_host()} or _is_address(host)
+        known = known and host != ""
         if "@" in given or not known:
             raise Refusal(
                 errors.FORBIDDEN_HOST,
                 f"The Host {given[:200]!r} is not this listener's; use its IP address, localhost "
                 "or the host of [gateway] admin_listen.",
             )
+
+    def _own_host(self) -> str:
+        listen = self._current.config.gateway.admin_listen
+        return parse_listen(listen)[0].lower() if listen and not unix_path(listen) else ""
 
 
 def _is_address(host: str) -> bool:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
-from cortexd import __version__, errors
-from cortexd.config.gateway import Config
+from cortexd.config.address import unix_path
+from cortexd.config.changes import Changes
+from cortexd.config.current import Current, Settings
+from cortexd.config.gateway import Config, Neuron
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
@@ -27,31 +28,30 @@ from cortexd.control.registry import Registry
 from cortexd.control.reservations import Reservations
 from cortexd.control.residents import Residents
 from cortexd.control.room import Room
+from cortexd.control.roster import Roster, nodes, policy
 from cortexd.control.unloads import Unloads
-from cortexd.daemon.access import AccessLog
+from cortexd.daemon.access import AccessLine, AccessLog
 from cortexd.daemon.resolver import Resolver
 from cortexd.daemon.state import StateFile, noted, remembered
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
-from cortexd.fleet.explain import explain
-from cortexd.fleet.snapshot import Node, Policy
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import Admin
-from cortexd.gateway.events import stream_events
-from cortexd.gateway.face import Face, Methods, as_json, read
-from cortexd.gateway.fleet import view
-from cortexd.gateway.health import condition
-from cortexd.gateway.inbound import Inbound
+from cortexd.gateway.cors import Cors
+from cortexd.gateway.face import Face
+from cortexd.gateway.health import status_line
 from cortexd.gateway.intake import new_request_id, request_id
-from cortexd.gateway.listeners import open_listener, spelt
-from cortexd.gateway.openai import ModelBook
-from cortexd.gateway.refusals import answer, dialect_of, own_headers
+from cortexd.gateway.listeners import Key, Listeners, spelt
+from cortexd.gateway.reads import Reads
+from cortexd.gateway.refusals import answer, dialect_of
 from cortexd.gateway.relay import Relay
+from cortexd.gateway.reload import Reload
+from cortexd.gateway.shutdown import Shutdown
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
-from cortexd.proxy.door import DoorServer
+from cortexd.proxy.door import DoorServer, Handler
 from cortexd.proxy.exchange import Exchange
-from cortexd.proxy.listen import Listener, connection_cap
+from cortexd.proxy.listen import connection_cap
 
 INFERENCE_PATHS = (
     "/v1/chat/completions",
@@ -72,18 +72,16 @@ INFERENCE_PATHS = (
     "/tokenize",
     "/detokenize",
 )
-PATIENCE = 5.0  # seconds by which a wait may be past its bound before something must be wrong
 FEW_CONNECTIONS = 32  # on each listener but the main one; within what that leaves
-MODEL_PREFIX = "/v1/models/"
 
 
 class Gateway:
-    """One gateway. `start` opens its listeners, `close` ends it; `address` is where it listens.
-
-    admin_address: where operators reach it, as host:port or unix:/path; "": nowhere.
+    """One gateway. `start` opens its listeners, `close` ends it.
 
     tokens: node → the bearer token of its neuron. tls: for https; None: the system's certificates.
     access: takes the access log. state_dir: keeps what outlives a restart; None: nothing does.
+    reread: the settings as they are on disk, for a reload; blocks, raises ConfigError.
+    sockets: listening ones of the service manager's, by key.
     """
 
     def __init__(
@@ -94,24 +92,50 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
         access: AccessLog | None = None,
         state_dir: Path | None = None,
+        reread: Callable[[], Settings] | None = None,
+        sockets: Mapping[Key, Sequence[socket.socket]] | None = None,
     ) -> None:
-        self._config = config
+        self._current = Current(config, tokens)
         self._tls = tls
         self._access = access
         self._state_dir = state_dir
-        self._tokens = dict(tokens or {})
+        self._reread = reread
         self._ready = False
-        self._listeners: list[Listener] = []
-        self.address: tuple[str, int] = ("", 0)
-        self.admin_address = ""
+        self.listeners = Listeners(self._serve, sockets or {})
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where clients reach it."""
+        listener = self.listeners["listen"]
+        return ("", 0) if listener is None else listener.address
+
+    @property
+    def url(self) -> str:
+        """The same as a URL; unix:/path for a socket file."""
+        where = spelt(self.address)
+        return where if unix_path(where) is not None else f"http://{where}"
+
+    @property
+    def admin_address(self) -> str:
+        """Where operators do, as host:port or unix:/path; "": nowhere."""
+        listener = self.listeners["admin_listen"]
+        return "" if listener is None else spelt(listener.address)
+
+    @property
+    def status(self) -> str:
+        """How things stand, in one line."""
+        in_flight = sum(self.registry.ledger.in_flight.values())
+        if not self._ready:
+            return f"stopping, {in_flight} in flight"
+        return status_line(self.registry.snapshot, in_flight, self.reload.trouble)
 
     async def start(self) -> None:
         """Build everything, open the listeners, start polling.
 
         Raises CantListen (on a taken port, for instance), TooFewDescriptors.
         """
-        config = self._config
-        max_connections = connection_cap()
+        current, config = self._current, self._current.config
+        self._max_connections = connection_cap()
         self._resolver = Resolver()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -121,34 +145,22 @@ class Gateway:
         )
         self.metrics = Metrics()
         self._events = Events()
+        self._state = StateFile(self._state_dir)
+        state = await self._state.open()
         self.registry = Registry(
-            [
-                Node(
-                    neuron.name,
-                    neuron.endpoint,
-                    weight=neuron.weight,
-                    reserve_mb=neuron.reserve_mb,
-                )
-                for neuron in config.neurons
-            ],
+            nodes(config, state.drained),
             Catalogue.of(config.models, config.aliases),
             self._events,
             unhealthy_after=config.polling.unhealthy_after,
-            policy=_policy(config),
+            policy=policy(config),
         )
-        self._state = StateFile(self._state_dir)
-        for name in (await self._state.open()).drained:
-            if name in self.registry.snapshot.nodes:
-                self.registry.drain(name)
         clients = {
-            neuron.name: NeuronClient(
-                self._session, neuron.endpoint, token=self._tokens.get(neuron.name)
-            )
+            neuron.name: self._connect(neuron, current.tokens.get(neuron.name))
             for neuron in config.neurons
         }
-        self._poller = Poller(self.registry, clients, config.polling, self.metrics)
+        self._poller = Poller(self.registry, clients, current, self.metrics)
         profiles = self.registry.snapshot.catalogue.profiles
-        self.registry.ledger.footprints.update(remembered(self._state.state, profiles))
+        self.registry.ledger.footprints.update(remembered(state, profiles))
         reservations = Reservations(self.registry, self._keep_footprints)
         self._unloads = Unloads(
             self.registry, clients, self._poller, reservations, self.metrics, self._events
@@ -160,40 +172,40 @@ class Gateway:
             self._poller,
             self.metrics,
             self._events,
-            timeout=config.loading.timeout,
-            max_waiting=config.loading.max_waiting,
+            current,
         )
-        self._operator = Operator(
-            self.registry,
-            self.table,
-            self._unloads,
-            self._state,
-            timeout=config.loading.timeout,
-        )
+        self._operator = Operator(self.registry, self.table, self._unloads, self._state, current)
         self._residents = Residents(self.registry, self.table, self._unloads)
-        self._endpoints = Endpoints(
-            self.registry,
-            clients,
-            allowed_hosts=config.security.allowed_inference_hosts,
-            timeout=config.polling.timeout,
-        )
+        self._endpoints = Endpoints(self.registry, clients, current)
         self._exchange = Exchange(self._resolver, self._tls)
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints, reservations)
-        self._accounting = Accounting(
-            self.metrics,
-            self.registry,
-            self._access.write if self._access and config.gateway.access_log else None,
-        )
+        self._accounting = Accounting(self.metrics, self.registry, self._write_access)
         self._relay = Relay(
             dispatcher,
             self._exchange,
             self.registry,
             self._accounting,
             Liveness(self.registry, self._poller.nudge),
-            config,
-            self._tokens,
+            current,
         )
-        self._models = ModelBook(created=int(time.time()))
+        self._roster = Roster(
+            self.registry, clients, self._poller, self.table, self._connect, self._forget_node
+        )
+        self.reload = Reload(
+            current, self._reread, self.listeners, self._follow, self.metrics, self._events
+        )
+        self._reads = Reads(
+            self.registry,
+            self.table,
+            self._accounting,
+            self.metrics,
+            self._events,
+            current,
+            is_ready=lambda: self._ready,
+            trouble=lambda: self.reload.trouble,
+        )
+        self._admin = Admin(self._operator, self.reload, current)
+        self._shutdown = Shutdown(self._interrupt)
         self.metrics.registry.register(
             FleetCollector(
                 lambda: self.registry.snapshot,
@@ -204,8 +216,8 @@ class Gateway:
             )
         )
         try:
-            await self._open_listeners(max_connections)
-        except OSError:
+            await self.listeners.open(config.gateway)
+        except BaseException:  # what is left open would keep the process from ending
             await self.close()
             raise
         self._poller.start()
@@ -216,13 +228,17 @@ class Gateway:
     async def close(self) -> None:
         """Stop accepting, tell the waiters, let running answers end, close everything."""
         self._ready = False
-        for listener in self._listeners:
-            listener.server.leave()
+        for listener in self.listeners.all:
+            listener.leave()
+        await self.reload.close()
+        await self.listeners.close()
         await self._residents.close()
+        await self._roster.close()
         await self._poller.close()
         await self.table.close()
         self._events.close()
-        await asyncio.gather(*(listener.close() for listener in self._listeners))
+        patience = self._current.config.gateway.shutdown_timeout
+        await self._shutdown.run(self.listeners.all, patience)
         await self._unloads.close()
         await self._state.close()
         await self._endpoints.close()
@@ -231,61 +247,53 @@ class Gateway:
         self._accounting.settle()
         await self._resolver.close()
 
+    def hurry(self) -> None:
+        """While it closes: wait for no answer any more."""
+        self._shutdown.hurry()
+
+    def _serve(self, key: Key) -> DoorServer:
+        """The server that stands behind a listener."""
+        reads, few = self._reads, FEW_CONNECTIONS
+        handler: Handler
+        if key == "listen":
+            inference = {path: {"POST": self._relay.serve} for path in INFERENCE_PATHS}
+            face = Face(self.metrics, inference | reads.paths, reads.prefixes)
+            handler = Cors(face.handle, self._current, inference).handle
+            few = self._max_connections
+        elif key == "metrics_listen":
+            handler = Face(self.metrics, reads.metrics, {}).handle
+        else:
+            paths = reads.paths | reads.metrics | self._admin.paths
+            handler = Face(self.metrics, paths, reads.prefixes | dict(self._admin.routes)).handle
+        max_body = self._current.config.gateway.max_body
+        return DoorServer(handler, self._refuse, max_body=max_body, max_connections=few)
+
+    def _follow(self, settings: Settings, found: Changes) -> None:
+        """Have everything follow other settings; nothing here waits."""
+        self._roster.follow(settings, found, self._state.state.drained)
+        self._relay.limit(settings.config.gateway)
+        if "security.allowed_inference_hosts" in found.keys:
+            self._endpoints.forget()
+        self._keep_footprints()
+
+    def _forget_node(self, name: str) -> None:
+        self._accounting.settle()
+        self.metrics.forget_node(name)
+
+    def _connect(self, neuron: Neuron, token: str | None) -> NeuronClient:
+        return NeuronClient(self._session, neuron.endpoint, token=token)
+
+    def _interrupt(self) -> None:
+        self._exchange.interrupt("the gateway is shutting down")
+
+    def _write_access(self, lines: list[AccessLine]) -> None:
+        if self._access is not None and self._current.config.gateway.access_log:
+            self._access.write(lines)
+
     def _keep_footprints(self) -> None:
         snapshot, measured = self.registry.snapshot, self.registry.ledger.footprints
         footprints = noted(measured, snapshot.catalogue.profiles)
         self._state.put(msgspec.structs.replace(self._state.state, footprints=footprints))
-
-    async def _open_listeners(self, max_connections: int) -> None:
-        settings = self._config.gateway
-        inference = {path: {"POST": self._relay.serve} for path in INFERENCE_PATHS}
-        metrics = {"/metrics": read(self._metrics)}
-        reads: dict[str, Methods] = {
-            "/": read(self._front),
-            "/health": read(self._health),
-            "/ready": read(self._readiness),
-            "/version": read(self._version),
-            "/v1/models": read(self._list_models),
-            "/api/fleet": read(self._fleet),
-            "/api/explain": read(self._explain),
-            "/api/events": {"GET": self._stream},
-        }
-        cards = {MODEL_PREFIX: read(self._one_model)}
-        main = inference | reads | (metrics if settings.metrics_listen is None else {})
-        listener = await self._listen("listen", settings.listen, main, cards, max_connections)
-        self.address = listener.address
-        if settings.metrics_listen is not None:
-            await self._listen("metrics_listen", settings.metrics_listen, metrics)
-        if settings.admin_listen:
-            admin = Admin(self._operator, settings.admin_listen)
-            listener = await self._listen(
-                "admin_listen",
-                settings.admin_listen,
-                reads | metrics,
-                cards | dict(admin.routes),
-            )
-            self.admin_address = spelt(listener.address)
-
-    async def _listen(
-        self,
-        key: str,
-        where: str,
-        paths: Mapping[str, Methods],
-        prefixes: Mapping[str, Methods] = MappingProxyType({}),
-        max_connections: int = FEW_CONNECTIONS,
-    ) -> Listener:
-        settings = self._config.gateway
-        server = DoorServer(
-            Face(self.metrics, paths, prefixes).handle,
-            self._refuse,
-            max_body=settings.max_body,
-            max_connections=max_connections,
-        )
-        listener = await open_listener(
-            server, key, where, shutdown_timeout=settings.shutdown_timeout
-        )
-        self._listeners.append(listener)
-        return listener
 
     def _refuse(self, request: web.BaseRequest | None, kind: Kind, words: str) -> web.Response:
         """The answer to what never becomes a request of ours."""
@@ -294,92 +302,6 @@ class Gateway:
         if request is None:
             return answer(refusal, "openai", new_request_id())
         return answer(refusal, dialect_of(request.path), request_id(request))
-
-    async def _front(self, inbound: Inbound) -> web.Response:
-        return as_json(inbound, {"name": "cortexd", "version": __version__, "models": "/v1/models"})
-
-    async def _health(self, inbound: Inbound) -> web.Response:
-        return as_json(
-            inbound,
-            condition(
-                self.registry.snapshot,
-                self.table.longest_wait(),
-                self._config.loading.timeout + PATIENCE,
-            ),
-        )
-
-    async def _readiness(self, inbound: Inbound) -> web.Response:
-        ready = self._ready and self.registry.snapshot.healthy > 0
-        return as_json(inbound, {"ready": ready}, status=200 if ready else 503)
-
-    async def _version(self, inbound: Inbound) -> web.Response:
-        return as_json(inbound, {"version": __version__})
-
-    async def _list_models(self, inbound: Inbound) -> web.Response:
-        return as_json(inbound, self._models.list(self.registry.snapshot, self.registry.ledger))
-
-    async def _one_model(self, inbound: Inbound) -> web.Response:
-        name = inbound.path.removeprefix(MODEL_PREFIX)
-        return as_json(
-            inbound, self._models.card(name, self.registry.snapshot, self.registry.ledger)
-        )
-
-    async def _fleet(self, inbound: Inbound) -> web.Response:
-        waiting = sum(self.table.waiting().values())
-        fleet = view(
-            self.registry.snapshot,
-            self.registry.ledger,
-            self.table.entries(),
-            waiting,
-            time.monotonic(),
-        )
-        return as_json(inbound, fleet)
-
-    async def _explain(self, inbound: Inbound) -> web.Response:
-        name = inbound.request.rel_url.query.get("model", "")
-        if not name:
-            raise Refusal(
-                errors.MISSING_MODEL, "Name a model: /api/explain?model=NAME.", param="model"
-            )
-        explanation = explain(name, self.registry.snapshot, self.registry.ledger, time.monotonic())
-        return as_json(inbound, explanation)
-
-    async def _stream(self, inbound: Inbound) -> web.StreamResponse:
-        return await stream_events(inbound, self._events)
-
-    async def _metrics(self, inbound: Inbound) -> web.Response:
-        self._accounting.settle()
-        parts = []
-        for part in self.metrics.exposition():
-            parts.append(part)
-            await asyncio.sleep(0)  # between two families others may have their turn
-        return web.Response(
-            body=b"".join(parts),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-            | own_headers(inbound.dialect, inbound.request_id),
-        )
-
-
-def _policy(config: Config) -> Policy:
-    eviction = config.eviction
-    return Policy(
-        affinity=config.routing.affinity == "prefix",
-        stale_after=3 * config.polling.interval,
-        evicts=eviction.enabled,
-        patience=eviction.patience,
-        gate_timeout=eviction.gate_timeout,
-        min_residency=None if eviction.min_residency.is_auto else eviction.min_residency,
-        idle_ttl=eviction.idle_ttl,
-    )
-
-
-def read_tokens(config: Config, base: Path) -> dict[str, str]:
-    """Node → token, from the token files; relative paths start at `base`. Raises OSError."""
-    return {
-        neuron.name: (base / neuron.token_file).read_text().strip()
-        for neuron in config.neurons
-        if neuron.token_file is not None
-    }
 
 
 def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:

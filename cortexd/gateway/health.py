@@ -7,6 +7,7 @@ from typing import Final, Literal
 import msgspec
 
 from cortexd.fleet.snapshot import Snapshot
+from cortexd.wire.neuron import LOADED
 
 MAX_REASONS: Final = 50  # one node may have a thousand models that can't serve
 
@@ -18,11 +19,14 @@ class Condition(msgspec.Struct, frozen=True):
     reasons: list[str]
 
 
-def condition(snapshot: Snapshot, longest_wait: float, bound: float) -> Condition:
-    """`impaired`: something resident can't serve, or a request waits for longer than it may.
-    `degraded`: a node is down. Times in seconds.
+def condition(
+    snapshot: Snapshot, longest_wait: float, bound: float, trouble: str | None = None
+) -> Condition:
+    """`impaired`: something resident can't serve, a request waits for longer than it may, or the
+    last reload failed (`trouble` says why). `degraded`: a node is down. Times in seconds.
     """
-    impaired = [
+    impaired = [] if trouble is None else [trouble]
+    impaired += [
         f"model {replica.model} on {replica.node} can't serve: {replica.unservable}"
         for replicas in snapshot.replicas.values()
         for replica in replicas
@@ -47,3 +51,16 @@ def condition(snapshot: Snapshot, longest_wait: float, bound: float) -> Conditio
     if len(reasons) > MAX_REASONS:
         reasons[MAX_REASONS - 1 :] = [f"and {len(reasons) - MAX_REASONS + 1} more"]
     return Condition(status, reasons)
+
+
+def status_line(snapshot: Snapshot, in_flight: int, trouble: str | None = None) -> str:
+    """The same in one line for `systemctl status`. trouble: why the last reload failed."""
+    loaded = sum(
+        any(replica.status == LOADED for replica in replicas)
+        for replicas in snapshot.replicas.values()
+    )
+    line = (
+        f"{snapshot.healthy} of {len(snapshot.nodes)} nodes up, {loaded} models, "
+        f"{in_flight} in flight"
+    )
+    return line if trouble is None else f"{line}; {trouble}"

@@ -33,15 +33,25 @@ def can_wait(inbound: Inbound) -> bool:
 
 
 class KeepAlive:
-    """The signs of life on one stream. `interval`: seconds. `shows_node`: name it in them."""
+    """The signs of life on one stream. `interval`: seconds. `shows_node`: name it in them.
+
+    marks: further lines of the head.
+    """
 
     def __init__(
-        self, inbound: Inbound, splice: Splice, interval: float, *, shows_node: bool
+        self,
+        inbound: Inbound,
+        splice: Splice,
+        interval: float,
+        *,
+        shows_node: bool,
+        marks: bytes = b"",
     ) -> None:
         self._inbound = inbound
         self._splice = splice
         self._interval = interval
         self._shows_node = shows_node
+        self._marks = marks
         self._waits = False
         self._load: Entry | None = None
         self._lazy_node: str | None = None
@@ -100,7 +110,7 @@ class KeepAlive:
                 "x-cortex-cold-start": "true",
                 "x-cortex-route": "cold" if self._waits else "lazy",
             }
-        return own_lines(inbound.dialect, inbound.request_id) + lines(said)
+        return own_lines(inbound.dialect, inbound.request_id) + lines(said) + self._marks
 
     def _words(self) -> bytes:
         if self._inbound.dialect == "anthropic":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from functools import lru_cache
 from itertools import count
 from typing import Final
@@ -12,14 +11,17 @@ import msgspec
 from aiohttp import web
 
 from cortexd import errors
-from cortexd.config.gateway import Config
+from cortexd.config.current import Current
+from cortexd.config.gateway import Gateway
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.liveness import Liveness
+from cortexd.control.refusals import shutting_down
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.bodies import Bodies, Hold
+from cortexd.gateway.cors import allowance_lines
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
@@ -38,7 +40,7 @@ TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 class Relay:
-    """Takes inference requests to the fleet. `tokens`: node → the bearer token of its neuron."""
+    """Takes inference requests to the fleet."""
 
     def __init__(
         self,
@@ -47,8 +49,7 @@ class Relay:
         registry: Registry,
         accounting: Accounting,
         liveness: Liveness,
-        config: Config,
-        tokens: Mapping[str, str],
+        current: Current,
     ) -> None:
         self._dispatcher = dispatcher
         self._exchange = exchange
@@ -56,9 +57,13 @@ class Relay:
         self._accounting = accounting
         self._liveness = liveness
         self._turns = count()
-        self._config = config
-        self._tokens = tokens
-        self._bodies = Bodies(config.gateway.max_body, config.gateway.max_buffered)
+        self._current = current
+        limits = current.config.gateway
+        self._bodies = Bodies(limits.max_body, limits.max_buffered)
+
+    def limit(self, limits: Gateway) -> None:
+        """From now on it is these for the bodies that are read."""
+        self._bodies.max_body, self._bodies.max_buffered = limits.max_body, limits.max_buffered
 
     async def serve(self, inbound: Inbound) -> web.StreamResponse:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
@@ -103,26 +108,34 @@ class Relay:
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
         if model != view.model:
             body = with_model(body, model, content_type)
-        if self._config.upstream.ask_usage and view.stream and inbound.path in TELLS_WHEN_ASKED:
+        asks = view.stream and self._current.config.upstream.ask_usage
+        if asks and inbound.path in TELLS_WHEN_ASKED:
             asking = with_usage(body)
             inbound.hides_usage = asking is not None
             body = asking or body
         return body
 
     def _keep_alive(self, inbound: Inbound, splice: Splice) -> KeepAlive:
-        interval, shows_node = self._config.loading.keepalive, self._config.gateway.expose_route
-        return KeepAlive(inbound, splice, interval, shows_node=shows_node)
+        config = self._current.config
+        return KeepAlive(
+            inbound,
+            splice,
+            config.loading.keepalive,
+            shows_node=config.gateway.expose_route,
+            marks=allowance_lines(inbound.request, config.gateway.cors_origins),
+        )
 
     async def _carry(
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
     ) -> Carried:
+        config = self._current.config
         attempts = Attempts(
             self._dispatcher,
             inbound.model or "",
-            self._config.upstream.retries,
+            config.upstream.retries,
             affinity=Affinity(inbound.request, inbound.path, body),
             turn=next(self._turns),
-            patience_for=self._config.loading.timeout,
+            patience_for=config.loading.timeout,
         )
         first: RouteDecision | None = None
         while True:
@@ -161,11 +174,12 @@ class Relay:
     def _call(
         self, inbound: Inbound, body: bytes, route: RouteDecision, attempts: Attempts
     ) -> Call:
-        upstream = self._config.upstream
+        config = self._current.config
+        upstream = config.upstream
         first_byte: float | None = None  # an answer in one piece has its first byte last
         if inbound.is_stream:
             is_lazy = route.route == "lazy"
-            first_byte = self._config.loading.timeout if is_lazy else upstream.first_byte_timeout
+            first_byte = config.loading.timeout if is_lazy else upstream.first_byte_timeout
         query = inbound.request.rel_url.raw_query_string
         return Call(
             base=route.endpoint,
@@ -187,15 +201,17 @@ class Relay:
 
     def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
         said = f"X-Request-Id: {inbound.request_id}\r\n"
-        token = self._tokens.get(route.node)
+        token = self._current.tokens.get(route.node)
         node = self._registry.snapshot.nodes[route.node]
         if token and is_own_host(route.endpoint, node.endpoint):
             said += f"Authorization: Bearer {token}\r\n"
         return said.encode()
 
     def _answer_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
-        own = own_lines(inbound.dialect, inbound.request_id)
-        if not self._config.gateway.expose_route:
+        own, gateway = own_lines(inbound.dialect, inbound.request_id), self._current.config.gateway
+        if gateway.cors_origins:
+            own += allowance_lines(inbound.request, gateway.cors_origins)
+        if not gateway.expose_route:
             return own
         return own + _route_lines(route.node, route.replica.model, route.route)
 
@@ -213,6 +229,8 @@ def _route_lines(node: str, model: str, route: str) -> bytes:
 
 
 def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
+    if fault.what == "stopped":
+        return shutting_down()
     return Refusal(
         errors.UPSTREAM_INTERRUPTED,
         f"The answer broke off: {fault} on the node {route.node}. Ask again.",
@@ -221,6 +239,8 @@ def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
 
 def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     model, node = route.replica.model, route.node
+    if fault.what == "stopped":
+        return shutting_down()
     if fault.what in ("timeout", "unreachable"):
         return Refusal(
             errors.UPSTREAM_TIMEOUT,

@@ -11,6 +11,7 @@ from typing import Final
 
 from cortexd.config.address import parse_listen
 from cortexd.config.neuron import Config
+from cortexd.config.secrets import SecretError, read_secret
 from cortexd.daemon.resolver import Resolver
 from cortexd.neuron.api import MAX_BODY, Api
 from cortexd.neuron.devices import Devices
@@ -118,12 +119,9 @@ class Neuron:
         if file is None:
             return None
         try:
-            token = (self._base / file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartError(f"[neuron] token_file can't be read: {error}") from error
-        if not token:
-            raise StartError(f"[neuron] token_file {file} is empty; write a token into it")
-        return token
+            return read_secret(file, self._base)
+        except SecretError as error:
+            raise StartError(f"[neuron] token_file: {error}") from error
 
 
 def _address(listen: str) -> tuple[str, int]:

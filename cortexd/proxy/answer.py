@@ -36,7 +36,15 @@ class Head(NamedTuple):
 
 
 What = Literal[
-    "refused", "unreachable", "unsent", "reset", "invalid", "declined", "answered", "timeout"
+    "refused",
+    "unreachable",
+    "unsent",
+    "reset",
+    "invalid",
+    "declined",
+    "answered",
+    "timeout",
+    "stopped",
 ]
 
 
@@ -47,7 +55,8 @@ class UpstreamFault(Exception):
         pool was closed before the request was written: the upstream has not seen the request.
         `reset`, the connection ended before a byte of an answer; `invalid`, what came is no whole
         HTTP answer; `declined`, the answer was not wanted; `answered`, but with something that
-        has no place in the stream that is open already; `timeout`, it did not come.
+        has no place in the stream that is open already; `timeout`, it did not come; `stopped`, it
+        was we who ended it.
     is_reused: the connection had carried another exchange before.
     after: seconds since the request was sent. status, content: of an answer that has no place.
     """

@@ -116,6 +116,11 @@ class Door(web.RequestHandler):
         """Whether the next answer is the last here."""
         return self._server.is_leaving
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is asked for here."""
+        return not (self._request_in_progress or self._messages)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
@@ -239,19 +244,15 @@ class DoorServer(web.Server):
         self._max_body = max_body
         self._max_connections = max_connections
         self._limits = limits
-        self._request_class: type[web.BaseRequest] = web.BaseRequest
+        self.is_leaving = False  # every answer is the last on its connection
         self._doors: set[Door] = set()
+        self._were_idle: set[Door] = set()
         self._are_gone = asyncio.Event()
         self._are_gone.set()
         # The only timer there is for deadlines, whatever the number of connections.
         self._sweeper = Sweeper(
             min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall)))
         )
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether every answer is the last on its connection."""
-        return self._request_class is _LastRequest
 
     @property
     def doors(self) -> frozenset[Door]:
@@ -277,7 +278,20 @@ class DoorServer(web.Server):
 
     def leave(self) -> None:
         """From now on every answer says `Connection: close`: clients go before they must."""
-        self._request_class = _LastRequest
+        if not self.is_leaving:
+            self.is_leaving = True
+            self._were_idle = self._idle()
+
+    def hang_up(self) -> None:
+        """End the connections on which nothing was asked for, now or the last time: who has just
+        heard the end of an answer that did not say so may ask once more."""
+        idle = self._idle()
+        for door in idle & self._were_idle:
+            door.force_close()  # `close` would leave the transport open
+        self._were_idle = idle
+
+    def _idle(self) -> set[Door]:
+        return {door for door in self._doors if door.is_idle}
 
     async def wait_gone(self) -> None:
         """Wait until no connection is left."""
@@ -297,7 +311,7 @@ class DoorServer(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         cast(Door, protocol).serving = payload
-        return self._request_class(
+        return _Request(
             message, payload, protocol, writer, task, self._loop, client_max_size=self._max_body
         )
 
@@ -313,12 +327,13 @@ class DoorServer(web.Server):
         return door.turned_down(request, *leftover.fault)
 
 
-class _LastRequest(web.BaseRequest):
-    """One whose connection ends with its answer, whatever the client wanted."""
+class _Request(web.BaseRequest):
+    """One whose connection ends with its answer when the server leaves, whatever the client wanted;
+    it may have been asked before that."""
 
     @property
     def keep_alive(self) -> bool:
-        return False
+        return super().keep_alive and not cast(Door, self._protocol).is_leaving
 
 
 class _TurnedAway(asyncio.Protocol):

@@ -91,6 +91,12 @@ class Exchange:
         self._sweeper.close()
         await asyncio.sleep(0)  # a transport is closed in the next turn of the loop
 
+    def interrupt(self, words: str) -> None:
+        """End every exchange that is under way: streams with their last words."""
+        for flight in self._sweeper.watched:
+            if isinstance(flight, _Flight):
+                flight.interrupt(UpstreamFault("stopped", words))
+
     async def carry(self, splice: Splice, request: web.BaseRequest, call: Call) -> Carried:
         """Send `call` and pass its answer to the client.
 
@@ -214,6 +220,12 @@ class _Flight:
         elif self._limit is not None and now - self._since >= self._limit:
             self._drop()
             self._break_off(UpstreamFault("timeout", f"nothing for {self._limit:g} s"))
+
+    def interrupt(self, fault: UpstreamFault) -> None:
+        """End it here, whatever its upstream still has to say."""
+        if not self.landed.done():
+            self._drop()
+            self._break_off(fault)
 
     def detach(self) -> None:
         """Let go of both sides; an upstream that still works stops."""

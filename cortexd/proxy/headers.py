@@ -33,8 +33,15 @@ _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     b"x-api-key",
     b"x-request-id",
 }
-# The gateway answers under its own name and its own request id, and at its own time, as nginx does.
+# The gateway answers under its own name and its own request id, and at its own time, as nginx does;
+# which web pages may read its answers is not the nodes' to say.
 _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-allow-origin",
+    b"access-control-expose-headers",
+    b"access-control-max-age",
     b"content-length",
     b"date",
     b"request-id",

@@ -52,7 +52,10 @@ def connection_cap() -> int:
 
 
 class Listener:
-    """A server that listens. `address` is where: (host, port)."""
+    """A server that listens. `address` is where: (host, port).
+
+    It ends by `close`, or by its steps: `leave`, `stop`, `see_off`, `finish`.
+    """
 
     def __init__(
         self, server: DoorServer, runner: web.ServerRunner, address: tuple[str, int], timeout: float
@@ -62,11 +65,27 @@ class Listener:
         self._runner = runner
         self._timeout = timeout
 
+    def leave(self) -> None:
+        """Have every answer say that it is the last on its connection."""
+        self.server.leave()
+
     async def stop(self) -> None:
         """Take no new connections, and let go those that are open."""
-        self.server.leave()
+        self.leave()
         for site in self._runner.sites:
             await site.stop()
+
+    async def wait_gone(self) -> None:
+        """Wait until no connection is left."""
+        await self.server.wait_gone()
+
+    async def see_off(self) -> None:
+        """The same; those on which nothing is asked for are ended, which takes GRACE or two."""
+        while self.server.doors:
+            self.server.hang_up()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await self.wait_gone()
 
     async def close(self) -> None:
         """Let clients go, stop listening, let running answers end, cut what is left.
@@ -74,18 +93,23 @@ class Listener:
         Takes GRACE and the shutdown timeout at most.
         """
         # Closing idle connections outright would lose the requests that are on their way on them.
-        self.server.leave()
+        self.leave()
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
-                await self.server.wait_gone()
+                await self.wait_gone()
         await self.stop()
-        cut = asyncio.get_running_loop().call_later(self._timeout, self.server.abort)
+        await self.finish(self._timeout)
+
+    async def finish(self, timeout: float) -> None:
+        """Let running answers end for so many seconds, cut what is left."""
+        cut = asyncio.get_running_loop().call_later(timeout, self.server.abort)
         try:
+            # aiohttp waits for each handler in its own way, longer than for our cut.
             await self._runner.cleanup()
             # Answers that are whole, but not yet sent.
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._timeout + GRACE):
-                    await self.server.wait_gone()
+                async with asyncio.timeout(timeout + GRACE):
+                    await self.wait_gone()
         finally:
             cut.cancel()
 
@@ -109,6 +133,9 @@ async def serve_on(
     shutdown_timeout: float,
 ) -> Listener:
     """Take connections from sockets that are bound already, all of them at `address`."""
+    for sock in sockets:
+        if sock.family != socket.AF_UNIX:
+            _bound_unsent(sock)
     # aiohttp waits up to twice its own timeout; ours cuts the connections before that.
     runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout + GRACE)
     await runner.setup()
@@ -148,11 +175,14 @@ def _bound(family: int, address: tuple[str | int, ...]) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:  # IPv4 has a socket of its own
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         sock.bind(address)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _bound_unsent(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)

@@ -37,6 +37,11 @@ class Response(web.StreamResponse):
         """Read by the server after the answer."""
         return self._may_go_on
 
+    @property
+    def prepared(self) -> bool:
+        """Nothing may be added to it."""
+        return True
+
     async def prepare(self, request: web.BaseRequest) -> None:
         """Done by the splice."""
 

@@ -29,6 +29,11 @@ class Sweeper:
     def __len__(self) -> int:
         return len(self._watched)
 
+    @property
+    def watched(self) -> frozenset[Watched]:
+        """All of it."""
+        return frozenset(self._watched)
+
     def watch(self, watched: Watched) -> None:
         """Begin to look at it."""
         self._watched.add(watched)

@@ -12,6 +12,7 @@ from cortexd.errors import KINDS, Kind
 from cortexd.fleet.explain import Explanation, Verdict
 from cortexd.gateway.app import INFERENCE_PATHS
 from cortexd.wire import fleet
+from docs.generate import documents
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs/api.md").read_text()
@@ -58,3 +59,20 @@ def test_a_stranger_finds_every_document_that_is_linked() -> None:
     for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+@pytest.mark.parametrize("name", documents())
+def test_what_is_made_from_the_code_is_fresh(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == documents()[name], "run `make docs`"
+
+
+def test_every_key_has_words_of_its_own() -> None:
+    for row in re.findall(r"^\| `(\w+)` \|(.*)$", documents()["configuration.md"], re.MULTILINE):
+        assert all(cell.strip() for cell in row[1].removesuffix("|").split("|")), row
+
+
+def test_every_command_shows_an_example() -> None:
+    for command in re.findall(
+        r"^## cortexd (.*?)(?=^## |\Z)", documents()["cli.md"], re.MULTILINE | re.DOTALL
+    ):
+        assert "example: cortexd" in command

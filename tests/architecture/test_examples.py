@@ -39,16 +39,17 @@ def uncommented(text: str) -> str:
 def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path) -> None:
     file = tmp_path / "cortex.toml"
     file.write_text(uncommented((ROOT / "etc/cortex.toml").read_text()))
-    shown = load_gateway(file, {})
+    (tmp_path / "models.toml").touch()
+    shown = load_gateway(file, {}, with_files=False)
     default = gateway.Config()
     asked = msgspec.structs.replace(shown.gateway, metrics_listen=None, state_dir=None)
     assert asked == default.gateway
     assert msgspec.structs.replace(shown.eviction, idle_ttl=None) == default.eviction
     assert msgspec.structs.replace(shown.upstream, ca_file=None) == default.upstream
-    for table in ("polling", "loading", "routing", "security"):
+    for table in ("polling", "loading", "routing", "security", "logging"):
         assert getattr(shown, table) == getattr(default, table)
     file.write_text(uncommented((ROOT / "etc/neuron.toml").read_text()))
-    assert load_neuron(file, {}).models
+    assert load_neuron(file, {}, with_files=False).models
 
 
 @pytest.mark.parametrize(

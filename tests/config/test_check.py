@@ -33,6 +33,22 @@ A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
             "of the catalogue has this id",
         ),
         ("[aliases]\nx=''", "aliases.x", "can be empty"),
+        ("[aliases]\n'a\tb'='m'", 'aliases."a\\tb"', "1 to 128 printable"),
+        ("[[models]]\nid=''", "models[0].id", "1 to 128 printable"),
+        ("[[models]]\nid='m'\nsource='hf:x'", "models[0].source", "a word without a colon"),
+        ("[[models]]\nid='m'\nlimit={context=-1}", "models[0].limit.context", "0 or more"),
+        ("[gateway]\nadmin_listen='0.0.0.0:8080'", "gateway.admin_listen", "which is listen"),
+        ("[gateway]\ncors_origins=['a.example']", "gateway.cors_origins[0]", "an origin like"),
+        ("[gateway]\ncors_origins=['http://a/']", "gateway.cors_origins[0]", "without a path"),
+        ("[gateway]\ncors_origins=['http://A']", "gateway.cors_origins[0]", "an origin like"),
+        (
+            "[security]\nallowed_inference_hosts=['http://x']",
+            "security.allowed_inference_hosts[0]",
+            "a host, like",
+        ),
+        (A + "token_file='x'", "neurons[0].token_file", "x can't be read: No such file"),
+        ("[upstream]\nca_file='cortex.toml'", "upstream.ca_file", "holds no certificates"),
+        ("[upstream]\nca_file='none'", "upstream.ca_file", "none: No such file"),
         ("[gateway]\nlisten='8080'", "gateway.listen", 'found "8080"'),
         ("[gateway]\nlisten='a:99999'", "gateway.listen", "allowed: host:port"),
         (
@@ -123,3 +139,28 @@ def test_where_operators_may_be_listened_for(tmp_path: Path, listen: str) -> Non
     file = tmp_path / "cortex.toml"
     file.write_text(f"[gateway]\nadmin_listen='{listen}'\n")
     assert load_gateway(file, {}).gateway.admin_listen == listen
+
+
+def test_two_models_of_one_name_name_both_places(tmp_path: Path) -> None:
+    file, second = tmp_path / "cortex.toml", tmp_path / "models.toml"
+    file.write_text("[catalogue]\npath = 'models.toml'\n[[models]]\nid = 'm'\n")
+    second.write_text("\n[[models]]\nid = 'm'\n")
+    with pytest.raises(ConfigError) as error:
+        load_gateway(file, {})
+    assert str(error.value) == (
+        f'{second}:3: models[0].id: "m" stands here twice, first in {file}:4; choose another'
+    )
+
+
+def test_who_may_not_read_the_secrets_can_read_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(A + "token_file='none'\n[upstream]\nca_file='none'\n")
+    assert load_gateway(file, {}, with_files=False).neurons[0].token_file == "none"
+
+
+def test_one_variable_is_never_the_token_of_two_nodes(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(A.replace("'a'", "'a-b'") + A.replace("'a'", "'a_b'"))
+    load_gateway(file, {})
+    with pytest.raises(ConfigError, match='CORTEX_TOKEN__A_B would be the token of "a-b" and'):
+        load_gateway(file, {"CORTEX_TOKEN__A_B": "x"})

@@ -1,22 +1,20 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
 
 from cortexd.config.decode import Problem, decode, did_you_mean, quoted
-from cortexd.config.units import Duration
+from cortexd.config.units import Bound, Count, Duration
 
 
 class Inner(msgspec.Struct, frozen=True):
     name: str
     wait: Duration = Duration(1)
-
-    def __post_init__(self) -> None:
-        if self.name == "no":
-            raise ValueError("name must not be no")
+    tries: Count | None = 1
+    share: Annotated[float, Bound(0, is_open=True)] = 1.0
 
 
 class Outer(msgspec.Struct, frozen=True):
@@ -51,7 +49,11 @@ def test_unknown_keys_alone_leave_a_struct_to_check_further() -> None:
     [
         ({"inner": 3}, ("inner",), "found 3"),
         ({"inner": {}}, ("inner", "name"), "missing"),
-        ({"inner": {"name": "no"}}, ("inner",), "name must not be no"),
+        ({"inner": {"name": "a", "tries": 0}}, ("inner", "tries"), "found 0"),
+        ({"inner": {"name": "a", "share": 0}}, ("inner", "share"), "found 0"),
+        ({"inner": {"name": "a", "tries": 1 << 63}}, ("inner", "tries"), "found a number beyond"),
+        ({"number": 10**5000}, ("number",), "found a number beyond 64 bits"),
+        ({"inner": {"name": "a", "wait": f"{'9' * 400}h"}}, ("inner", "wait"), "found "),
         ({"many": {"name": "a"}}, ("many",), "found a table"),
         ({"many": [{"name": "a"}, {"name": 1.5}]}, ("many", 1, "name"), "found 1.5"),
         ({"many": ["a"]}, ("many", 0), 'found "a"'),
@@ -65,7 +67,15 @@ def test_a_problem_says_where_and_what_was_found(
     document: dict[str, Any], key: tuple[str | int, ...], found: str
 ) -> None:
     (problem,) = problems(document)
-    assert (problem.key, problem.found) == (key, found)
+    assert problem.key == key
+    assert problem.found.startswith(found)
+
+
+def test_a_bound_is_part_of_what_is_allowed() -> None:
+    (problem,) = problems({"inner": {"name": "a", "tries": -1}})
+    assert problem.allowed == "a whole number, 1 or more"
+    (problem,) = problems({"inner": {"name": "a", "share": -1.5}})
+    assert problem.allowed == "a number, more than 0"
 
 
 def test_every_problem_is_found_in_one_go() -> None:

@@ -12,7 +12,7 @@ from cortexd.config.source import ConfigError, load
 def read(place: Path, text: str | bytes, **environ: str) -> Config:
     file = place / "cortex.toml"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load(file, Config, environ=environ)
+    return load(file, Config, environ=environ).value
 
 
 def mistakes(place: Path, text: str | bytes, **environ: str) -> list[str]:
@@ -74,13 +74,14 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path) -> No
         (
             '\n[gateway]\nlistne = "x"',
             'cortex.toml:3: gateway.listne: unknown key; did you mean "listen"? (allowed: '
-            "access_log, admin_listen, expose_route, listen, max_body, max_buffered, "
+            "access_log, admin_listen, cors_origins, expose_route, listen, max_body, max_buffered, "
             "metrics_listen, shutdown_timeout, state_dir)",
         ),
         (
             "[gatway]",
             'cortex.toml:1: gatway: unknown key; did you mean "gateway"? (allowed: aliases, '
-            "eviction, gateway, loading, models, neurons, polling, routing, security, upstream)",
+            "catalogue, eviction, gateway, loading, logging, models, neurons, polling, routing, "
+            "security, upstream)",
         ),
         (
             "[gateway]\nlisten = 8080",
@@ -100,7 +101,7 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path) -> No
         ),
         (
             "[polling]\nunhealthy_after = 0",
-            "cortex.toml:1: polling: unhealthy_after must be at least 1",
+            "cortex.toml:2: polling.unhealthy_after: found 0 (allowed: a whole number, 1 or more)",
         ),
         (
             "[polling]\ninterval = 2",
@@ -124,18 +125,13 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path) -> No
             "cortex.toml:1: neurons[0].endpoint: missing (allowed: a string)",
         ),
         ("[[models]]", "cortex.toml:1: models[0].id: missing (allowed: a string)"),
-        ("[[models]]\nid = ''", "cortex.toml:1: models[0]: id must not be empty"),
         (
             "[[models]]\nid = 'm'\nmin_devices = 0",
-            "cortex.toml:1: models[0]: min_devices must be at least 1",
+            "cortex.toml:3: models[0].min_devices: found 0 (allowed: a whole number, 1 or more)",
         ),
         (
             "[[models]]\nid = 'm'\nvram_mb = -1",
-            "cortex.toml:1: models[0]: a size in MiB must not be negative",
-        ),
-        (
-            "[[models]]\nid = 'm'\nsource = 'hf:x'",
-            'cortex.toml:1: models[0]: source must be a word without a colon, like "hf"',
+            "cortex.toml:3: models[0].vram_mb: found -1 (allowed: a whole number, 0 or more)",
         ),
         (
             "[[models]]\nid = 'm'\npinned_on = 'a'",
@@ -160,7 +156,7 @@ def test_a_byte_order_mark_and_windows_lines_are_no_matter(tmp_path: Path) -> No
             "cortex.toml:1: not valid TOML: Expected ']' at the end of a table declaration",
         ),
         ("[a]\n\n[a]", "cortex.toml:3: not valid TOML: Cannot declare ('a',) twice"),
-        (b"x = '\xff'", "cortex.toml: not UTF-8 at byte 5"),
+        (b"x = '\xff'", "cortex.toml:1: not UTF-8 at byte 5; save the file as UTF-8"),
     ],
 )
 def test_a_mistake_names_file_line_key_what_was_found_and_what_is_allowed(
@@ -232,3 +228,56 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str, expect
     (found,) = mistakes(tmp_path, "", **{name: value})
     assert found.startswith(f"{name}: ")
     assert expected in found
+
+
+def test_where_a_value_came_from_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text("[gateway]\nlisten = ':1'\n[catalogue]\npath = 'm.toml'\n[[models]]\nid = 'a'")
+    (tmp_path / "m.toml").write_text("\n[[models]]\n\nid = 'b'\n")
+    further = ("models", ("catalogue", "path"))
+    value, source = load(file, Config, environ={"CORTEX_POLLING__TIMEOUT": "9s"}, further=further)
+    assert [profile.id for profile in value.models] == ["a", "b"]
+    assert str(source.origin(("gateway", "listen"))) == f"{file}:2"
+    assert str(source.origin(("gateway", "max_body"))) == "default"
+    assert str(source.origin(("polling", "timeout"))) == "CORTEX_POLLING__TIMEOUT"
+    assert str(source.origin(("models", 0, "id"))) == f"{file}:6"
+    assert str(source.origin(("models", 1, "id"))) == f"{tmp_path / 'm.toml'}:4"
+    assert str(source.origin(("models", 1, "harness"))) == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[[models]]\nid = 3", "m.toml:2: models[0].id: found 3 (allowed: a string)"),
+        ("[[models]", "m.toml:1: not valid TOML: Expected ']]' at the end of an array declaration"),
+        ("[[model]]", 'm.toml:1: model: unknown key; did you mean "models"? (allowed: models)'),
+        ("models = 3", "m.toml:1: models: found 3 (allowed: an array of [[tables]])"),
+        (
+            "[[models]]\nid = 'x'\nvram = 1\n",
+            'm.toml:3: models[0].vram: unknown key; did you mean "vram_mb"?',
+        ),
+        (b"\xff", "m.toml:1: not UTF-8 at byte 0"),
+    ],
+)
+def test_a_mistake_in_a_second_file_names_that_file_and_its_line(
+    tmp_path: Path, text: str | bytes, expected: str
+) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text("[catalogue]\npath = 'm.toml'\n[[models]]\nid = 'a'\n[gateway]\nlisten = 1\n")
+    (tmp_path / "m.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ConfigError) as error:
+        load(file, Config, environ={}, further=("models", ("catalogue", "path")))
+    own, second = str(error.value).replace(f"{tmp_path}/", "").splitlines()
+    assert own == "cortex.toml:6: gateway.listen: found 1 (allowed: a string)"
+    assert second.startswith(expected)
+
+
+def test_a_second_file_that_is_not_there_is_the_keys_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text("[catalogue]\npath = 'no.toml'\n")
+    with pytest.raises(ConfigError) as error:
+        load(file, Config, environ={}, further=("models", ("catalogue", "path")))
+    assert str(error.value) == (
+        f"{file}:2: catalogue.path: {tmp_path / 'no.toml'}: can't be read: "
+        "No such file or directory"
+    )

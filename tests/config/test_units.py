@@ -37,6 +37,17 @@ def test_anything_else_says_what_is_allowed(text: object) -> None:
         Size.parse(text)
 
 
+@pytest.mark.parametrize("text", ["1000000h", "9" * 400 + "s"])
+def test_a_duration_that_no_timer_takes_is_a_slip(text: str) -> None:
+    with pytest.raises(ValueError, match="expected at most 240000h"):
+        Duration.parse(text)
+
+
+def test_a_size_has_an_end_too() -> None:
+    with pytest.raises(ValueError, match="expected at most 1048576GiB"):
+        Size.parse("9" * 400 + "GiB")
+
+
 @pytest.mark.parametrize("text", ["500ms", "10s", "90s", "30m", "2h", "0s"])
 def test_a_duration_is_written_as_people_write_it(text: str) -> None:
     assert Duration.parse(str(Duration.parse(text))) == Duration.parse(text)
@@ -61,7 +72,23 @@ def test_addresses_to_listen_on(text: str, address: tuple[str, int]) -> None:
     assert parse_listen(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "8080", "host:", "host:x", "host:65536", "::1:80", "a:-1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8080",
+        "host:",
+        "host:x",
+        "host:65536",
+        "::1:80",
+        "a:-1",
+        "a..b:1",
+        "a b:1",
+        "a\0b:1",
+        "\u00e4" * 64 + ":1",
+        "a:\u0661",
+    ],
+)
 def test_what_is_no_address_says_what_is_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="expected host:port"):
         parse_listen(text)

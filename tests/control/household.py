@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cortexd.config.catalogue import Profile
+from cortexd.config.current import Current
+from cortexd.config.gateway import Config, Loading
+from cortexd.config.units import Duration
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
@@ -177,18 +180,15 @@ class House:
         clients: Any = self.hosts
         poller: Any = self
         metrics = self.metrics = Metrics()
+        current = Current(Config(loading=Loading(Duration(timeout))))
         reservations = Reservations(self.registry)
         self.unloads = Unloads(self.registry, clients, poller, reservations, metrics, Events())
         room = Room(self.registry, self.unloads, reservations)
         loader = Loader(self.registry, clients, Events(), room, reservations)
-        self.table = LoadTable(
-            self.registry, loader, poller, metrics, Events(), timeout=timeout, max_waiting=1000
-        )
-        self.operator = Operator(
-            self.registry, self.table, self.unloads, StateFile(None), timeout=timeout
-        )
+        self.table = LoadTable(self.registry, loader, poller, metrics, Events(), current)
+        self.operator = Operator(self.registry, self.table, self.unloads, StateFile(None), current)
         self.residents = Residents(self.registry, self.table, self.unloads)
-        endpoints = Endpoints(self.registry, clients, allowed_hosts=(), timeout=5)
+        endpoints = Endpoints(self.registry, clients, current)
         self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
 
     # What happens by itself.

@@ -2,16 +2,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
+from cortexd.config.catalogue import Profile
 from cortexd.control.events import Events
 from cortexd.control.registry import Registry
 from cortexd.fleet import sanity
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.routing import Query, Refuse, Serve, decide
-from cortexd.fleet.snapshot import Node
+from cortexd.fleet.routing import Query, Refuse, Serve, Wait, decide
+from cortexd.fleet.snapshot import (
+    DEFAULT_POLICY,
+    Failure,
+    FootprintKey,
+    Ledger,
+    Node,
+    Policy,
+    Promise,
+)
 from cortexd.wire.neuron import Discovery, Health, Model, ModelLoad
 
 
@@ -326,3 +336,134 @@ def test_a_drain_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         "node a is drained: it gets no new work until it is undrained",
         "node a is back in service",
     ]
+
+
+def reconfigured(
+    fleet: Registry,
+    *nodes: Node,
+    fresh: tuple[str, ...] = (),
+    catalogue: Catalogue | None = None,
+    policy: Policy = DEFAULT_POLICY,
+) -> None:
+    fleet.reconfigure(
+        nodes, catalogue or Catalogue(), fresh=fresh, unhealthy_after=1, policy=policy
+    )
+
+
+async def test_another_configuration_is_one_change_and_keeps_what_is_known() -> None:
+    fleet = registry("a", "b")
+    fleet.observe("a", seen(Model("m", "loaded")))
+    fleet.observe("b", seen())
+    fleet.drain("b")
+    policy = Policy(affinity=False)
+    catalogue = Catalogue.of((Profile("x"),), {"alias": "m"})
+    changed = asyncio.ensure_future(fleet.wait_changed())
+    await asyncio.sleep(0)
+    a, b = Node("a", "http://a", weight=3.0, reserve_mb=7), Node("b", "http://b")
+    reconfigured(fleet, a, b, catalogue=catalogue, policy=policy)
+    await changed
+    after = fleet.snapshot
+    assert (after.catalogue, after.policy, after.settled) == (catalogue, policy, True)
+    assert (after.nodes["a"].weight, after.nodes["a"].reserve_mb) == (3.0, 7)
+    assert after.nodes["a"].healthy
+    assert after.nodes["b"].draining
+    assert isinstance(decide(Query("m"), after, fleet.ledger, 0.0), Serve)
+
+
+async def test_what_a_new_node_may_have_is_waited_for() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen())
+    reconfigured(fleet, Node("a", "http://a"), Node("b", "http://b"), fresh=("b",))
+    assert isinstance(decide(Query("m"), fleet.snapshot, fleet.ledger, 0.0), Wait)
+    fleet.observe("b", failed())
+    assert isinstance(decide(Query("m"), fleet.snapshot, fleet.ledger, 0.0), Refuse)
+
+
+async def test_a_node_that_leaves_keeps_its_claims_and_gets_no_new_ones() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(Model("m", "loaded")))
+    lease = fleet.lease("a", "m")
+    reconfigured(fleet)
+    assert fleet.snapshot.nodes["a"].leaving
+    assert isinstance(decide(Query("m"), fleet.snapshot, fleet.ledger, 0.0), Refuse)
+    fleet.undrain("a")
+    assert not fleet.snapshot.nodes["a"].is_available
+    assert not fleet.is_idle("a")
+    lease.release()
+    assert fleet.is_idle("a")
+    fleet.drop("a")
+    assert (fleet.snapshot.nodes, fleet.snapshot.replicas, fleet.snapshot.healthy) == ({}, {}, 0)
+
+
+async def test_a_node_is_not_idle_while_it_loads_unloads_or_is_stood_in_line_for() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(Model("m", "loaded")))
+    with fleet.gate("a", "m"):
+        assert not fleet.is_idle("a")
+    fleet.ledger.loading["m"] = "a"
+    assert not fleet.is_idle("a")
+    del fleet.ledger.loading["m"]
+    fleet.ledger.turns["a", "m"] = lambda: None
+    assert not fleet.is_idle("a")
+    del fleet.ledger.turns["a", "m"]
+    assert fleet.is_idle("a")
+
+
+async def test_nothing_is_kept_of_a_node_that_is_gone() -> None:
+    fleet = registry("a", "b")
+    fleet.observe("a", seen(Model("m", "loaded")))
+    fleet.observe("b", seen(Model("m", "loaded")))
+    ledger = fleet.ledger
+    for name in ("a", "b"):
+        fleet.lease(name, "m").release()
+        fleet.note_success(name, "m")
+        fleet.note_fault(name, "m", suspect=True)
+        ledger.failures[name, "m"] = Failure("no", 1.0)
+        ledger.load_seconds[name, "m"] = 1.0
+        ledger.spared[name, "m"] = 1.0
+        ledger.promises[name, "m"] = Promise({0: 1.0})
+        ledger.footprints[FootprintKey("m", "llamacpp", None, 1, name)] = 1.0
+    polled = asyncio.ensure_future(fleet.wait_polled("a", 1000.0))
+    await asyncio.sleep(0)
+    reconfigured(fleet, Node("b", "http://b"))
+    fleet.drop("a")
+    await polled  # it will never come
+    for book in vars_of(ledger):
+        assert [key for key in book if key == "a" or key[0] == "a"] == []
+    assert [key.node for key in ledger.footprints] == ["b"]
+    assert ledger.failures
+
+
+def vars_of(ledger: Ledger) -> list[dict[Any, Any]]:
+    books = [getattr(ledger, name) for name in ledger.__dataclass_fields__]
+    return [book for book in books if book is not ledger.footprints]
+
+
+async def test_another_node_of_the_same_name_starts_from_nothing() -> None:
+    fleet = registry("a")
+    fleet.observe("a", seen(Model("m", "loaded")))
+    lease = fleet.lease("a", "m")
+    fleet.ledger.failures["a", "x"] = Failure("no", 1.0)
+    reconfigured(fleet, Node("a", "http://elsewhere"), fresh=("a",))
+    after = fleet.snapshot.nodes["a"]
+    assert (after.healthy, after.polled, after.epoch) == (False, False, 1)
+    assert (after.endpoint, dict(after.models)) == ("http://elsewhere", {})
+    assert (fleet.snapshot.healthy, fleet.snapshot.settled) == (0, False)
+    assert not fleet.ledger.failures
+    fleet.observe("a", seen(Model("m", "loaded")))
+    lease.release()
+    assert not fleet.ledger.in_flight
+
+
+async def test_what_was_learnt_of_a_model_ends_with_its_profile() -> None:
+    fleet = registry("a")
+    old = Catalogue.of((Profile("m"), Profile("n"), Profile("o")), {})
+    reconfigured(fleet, Node("a", "http://a"), catalogue=old)
+    keys = {model: FootprintKey(model, "llamacpp", None, 1, "a") for model in "mno"}
+    fleet.ledger.footprints.update(dict.fromkeys(keys.values(), 1.0))
+    for model in "mnox":
+        fleet.ledger.failures["a", model] = Failure("no", 1.0)
+    new = Catalogue.of((Profile("m", vram_mb=9), Profile("n", capabilities=("chat",))), {})
+    reconfigured(fleet, Node("a", "http://a"), catalogue=new)
+    assert set(fleet.ledger.footprints) == {keys["n"]}
+    assert set(fleet.ledger.failures) == {("a", "x")}  # which the catalogue never listed

@@ -11,7 +11,7 @@ from aiohttp import web
 from cortexd.config.gateway import Loading
 from cortexd.config.units import Duration
 from cortexd.control import coldload
-from cortexd.gateway import app
+from cortexd.gateway import reads
 from tests.control.cold import asking, codes, fleet_with, held, is_empty, waiting
 from tests.fakes import FakeNeuron
 from tests.functional.raw import connected
@@ -162,7 +162,7 @@ async def test_a_wait_in_line_ends_at_its_bound() -> None:
 async def test_a_wait_past_its_bound_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would be if nobody looked at deadlines any more."""
     monkeypatch.setattr(coldload, "TICK", 3600.0)
-    monkeypatch.setattr(app, "PATIENCE", 0.1)
+    monkeypatch.setattr(reads, "PATIENCE", 0.1)
     neuron = held()
     async with fleet_with(Loading(timeout=Duration(0.2)), a=neuron) as fleet:
         assert (await fleet.get("/health")).json["status"] == "ok"

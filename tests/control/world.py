@@ -9,6 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from cortexd.config.current import Current
+from cortexd.config.gateway import Config, Loading
+from cortexd.config.units import Duration
 from cortexd.control.coldload import TICK, LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
@@ -199,6 +202,8 @@ class World:
         self.registry.wrong = self.wrong
         fakes: dict[str, Any] = self.neurons  # type: ignore[assignment]
         poller: Any = self
+        loading = Loading(Duration(setting.timeout), max_waiting=setting.max_waiting)
+        current = Current(Config(loading=loading))
         reservations = Reservations(self.registry)
         self.unloads = Unloads(self.registry, fakes, poller, reservations, METRICS, Events())
         room = Room(self.registry, self.unloads, reservations)
@@ -208,18 +213,17 @@ class World:
             poller,
             METRICS,
             Events(),
-            timeout=setting.timeout,
-            max_waiting=setting.max_waiting,
+            current,
         )
         self.operator = Operator(
             self.registry,
             self.table,
             self.unloads,
             StateFile(None),
-            timeout=setting.timeout,
+            current,
         )
         self.residents = Residents(self.registry, self.table, self.unloads)
-        endpoints = Endpoints(self.registry, fakes, allowed_hosts=(), timeout=5)
+        endpoints = Endpoints(self.registry, fakes, current)
         self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
 
     def nudge(self, node: str) -> None:

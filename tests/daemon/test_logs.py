@@ -3,11 +3,11 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 from collections.abc import Iterator
 
 import pytest
 
+from cortexd.config.logs import Format, Level, Logging
 from cortexd.daemon import logs
 
 
@@ -25,9 +25,8 @@ def root_logger_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
-def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, level: str = "info") -> None:
-    monkeypatch.setattr(sys, "stderr", stream)
-    logs.configure(level)
+def said(stream: io.StringIO, *, level: Level = "info", form: Format = "auto") -> None:
+    logs.configure(Logging(level, form), stream)
     log = logging.getLogger("cortexd.test")
     log.debug("quiet")
     log.info("model %s", "evil\r\n\x1b[31m\u202ename", extra={"node": "a\nb", "count": 2})
@@ -37,11 +36,9 @@ def said(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, *, level: str = "
         log.exception("failed")
 
 
-def test_without_a_terminal_every_event_is_one_line_of_ascii_json(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_terminal_every_event_is_one_line_of_ascii_json() -> None:
     stream = io.StringIO()
-    said(monkeypatch, stream)
+    said(stream)
     text = stream.getvalue()
     assert text.isascii()
     first, second = [json.loads(line) for line in text.splitlines()]
@@ -52,11 +49,9 @@ def test_without_a_terminal_every_event_is_one_line_of_ascii_json(
     assert "\x1b" not in text
 
 
-def test_on_a_terminal_it_is_words_with_nothing_that_moves_the_cursor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_on_a_terminal_it_is_words_with_nothing_that_moves_the_cursor() -> None:
     stream = Terminal()
-    said(monkeypatch, stream)
+    said(stream)
     first = stream.getvalue().splitlines()[0]
     assert first.isascii()
     assert first.isprintable()
@@ -64,27 +59,43 @@ def test_on_a_terminal_it_is_words_with_nothing_that_moves_the_cursor(
     assert first.endswith(r"INFO    model evil\r\n\x1b[31m\u202ename node=a\nb count=2")
 
 
-def test_the_level_is_the_least_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_level_is_the_least_that_is_said() -> None:
     stream = io.StringIO()
-    said(monkeypatch, stream, level="error")
+    said(stream, level="error")
     assert len(stream.getvalue().splitlines()) == 1
     stream = io.StringIO()
-    said(monkeypatch, stream, level="debug")
+    said(stream, level="debug")
     assert len(stream.getvalue().splitlines()) == 3
 
 
-def test_a_stderr_that_fails_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stderr_that_fails_harms_nothing() -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
             raise OSError("no space left on device")
 
-    said(monkeypatch, Full())
+    said(Full())
     assert logging.getLogger().handlers
 
 
-def test_a_form_parsers_complaints_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_form_parsers_complaints_are_not_ours() -> None:
     stream = io.StringIO()
-    said(monkeypatch, stream)
+    said(stream)
     before = stream.getvalue()
     logging.getLogger("python_multipart.multipart").warning("Did not find CR")
     assert stream.getvalue() == before
+
+
+def test_the_form_may_be_told() -> None:
+    stream = io.StringIO()
+    said(stream, form="text")
+    assert "INFO    model evil" in stream.getvalue()
+    terminal = Terminal()
+    said(terminal, form="json")
+    assert json.loads(terminal.getvalue().splitlines()[0])["level"] == "info"
+
+
+def test_configured_again_every_event_is_said_once() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    said(first)
+    said(second)
+    assert len(first.getvalue().splitlines()) == len(second.getvalue().splitlines()) == 2

@@ -9,6 +9,7 @@ import msgspec
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, observed
+from cortexd.fleet.sanity import sane
 from cortexd.fleet.snapshot import DEFAULT_POLICY, Node, Policy, Snapshot, with_node
 from cortexd.wire.neuron import (
     Activation,
@@ -42,10 +43,11 @@ def node(
     catalogue: Catalogue | None = None,
     activation: Activation | None = None,
     discovery: Discovery | None = None,
+    gauges: list[DeviceHealth] | None = None,
     **fields: Any,
 ) -> Node:
     """A polled node with those models (id → status); `gpus` None: never described. `free`: MiB, of
-    the first devices; the others report nothing."""
+    the first devices; the others report nothing. As a poll does, it drops what can't be true."""
     listed = [
         Model(key, it) if isinstance(it, str) else msgspec.structs.replace(it, id=it.id or key)
         for key, it in (models or {}).items()
@@ -57,10 +59,11 @@ def node(
         health=Health(
             uptime_secs=100,
             activation=activation,
-            devices=[DeviceHealth(i, vram_free_mb=mb) for i, mb in enumerate(free)],
+            devices=gauges or [DeviceHealth(i, vram_free_mb=mb) for i, mb in enumerate(free)],
         ),
         discovery=discovery or (None if gpus is None else hardware(*gpus)),
     )
+    seen, _ = sane(seen, None)
     polled = observed(
         Node(name, f"http://{name}:13131"), seen, catalogue or Catalogue(), unhealthy_after=3
     )

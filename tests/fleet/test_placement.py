@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-import msgspec
+from itertools import combinations
+from random import Random
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
-from cortexd.fleet.memory import free, headroom
+from cortexd.fleet.memory import free, headroom, totals
 from cortexd.fleet.placement import (
     Assessment,
     NoPlacement,
@@ -17,7 +20,8 @@ from cortexd.fleet.placement import (
     load_request,
     place,
 )
-from cortexd.fleet.residents import residents
+from cortexd.fleet.residents import Resident, may_displace, residents
+from cortexd.fleet.room import gains
 from cortexd.fleet.snapshot import (
     Failure,
     FootprintKey,
@@ -27,7 +31,7 @@ from cortexd.fleet.snapshot import (
     Promise,
     Snapshot,
 )
-from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Health, Model
+from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Model
 from tests.fleet.fleet import fleet, hardware, held, node
 from tests.fleet.test_memory import AMOUNTS, GAUGES, INDICES, MODELS, PROMISES
 
@@ -479,10 +483,8 @@ def test_whatever_a_node_reports_there_is_an_answer(
     models: list[Model],
     promises: dict[tuple[str, str], Promise],
 ) -> None:
-    one = msgspec.structs.replace(
-        node("a", {model.id: model for model in models}, discovery=Discovery(devices)),
-        health=Health(devices=gauges),
-    )
+    listed: dict[str, str | Model] = {model.id: model for model in models}
+    one = node("a", listed, discovery=Discovery(devices), gauges=gauges)
     snapshot, ledger = fleet(one), Ledger(promises=promises)
     found = place(profile, snapshot, ledger, NOW)
     if isinstance(found, Placement):
@@ -522,3 +524,125 @@ def test_a_close_look_at_every_node_would_choose_no_other(
         ),
     )
     assert placed(snapshot, ledger=ledger).node == best.node
+
+
+# Whatever is shared out among devices, or among models of unknown size, is whole: sums are exact.
+UNIT = 5040
+
+
+def crowded(random: Random) -> tuple[Profile, Snapshot, Ledger]:
+    """A model and a small fleet where it seldom has room, but where some can often be made."""
+    nodes, ledger = [], Ledger()
+    models = [
+        Profile(model, residency_priority=random.choice([50, 100, 100, 200]))
+        for model in "stuvwxyz"
+    ]
+    is_wide, work = random.random() < 0.5, random.choice([0.1, 0.4, 1])
+    for name in "abcde"[: random.randint(1, 5)]:
+        devices, there = range(random.randint(1, 4)), {}
+        for model in random.sample(models, random.randint(0, 8)):
+            width = min(len(devices), random.choice([1, 1, 2, 3] if is_wide else [1]))
+            mb = random.choice([None, *range(1, 10)])
+            there[model.id] = Model(
+                model.id,
+                random.choice(["loaded"] * 9 + ["loading"]),
+                devices=random.choice([None, random.sample(devices, width)]),
+                vram_used_mb=mb and mb * width * UNIT,
+            )
+            key = name, model.id
+            ledger.last_access[key] = random.choice([1.0, 2.0, random.random() * NOW])
+            if random.random() < work:
+                busy: list[dict[tuple[str, str], Any]] = [ledger.in_flight, ledger.served]
+                random.choice(busy)[key] = NOW
+            if random.random() < 0.05:
+                ledger.spared[key] = NOW + 1
+        if random.random() < 0.2:
+            taken = {random.choice(devices): random.randint(0, 9) * UNIT}
+            before = random.choice([None, dict.fromkeys(devices, 9 * UNIT)])
+            ledger.promises[name, random.choice("mnsz")] = Promise(taken, before)
+        nodes.append(
+            node(
+                name,
+                there,
+                gpus=tuple(random.choice([18, 24, 24]) * UNIT for _ in devices),
+                free=tuple(random.randint(0, 6) * UNIT for _ in devices),
+                reserve_mb=random.choice([0, 0, 2]) * UNIT,
+            )
+        )
+    count = random.randint(1, 3)
+    profile = Profile(
+        "m",
+        min_devices=count,
+        vram_mb=random.randint(4, 12) * count * UNIT,
+        residency_priority=random.choice([50, 100, 150]),
+        pinned_on=random.choice([(), (), ("b", "a", "c")]),
+    )
+    policy = Policy(evicts=random.random() < 0.95)
+    return profile, fleet(*nodes, models=tuple(models), policy=policy), ledger
+
+
+@settings(max_examples=400)
+@given(st.integers(0, 2**32), st.booleans())
+def test_trying_everything_would_choose_the_same(seed: int, unasked: bool) -> None:
+    """`place` looks closely at promising nodes only, and tries few sets of their devices."""
+    profile, snapshot, ledger = crowded(Random(seed))
+    ways = [
+        best_way(profile, one, snapshot, ledger, unasked)
+        for one in snapshot.nodes.values()
+        if infeasibility(profile, one) is None
+    ]
+    best = min((way for way in ways if way is not None), default=None)
+    found = place(profile, snapshot, ledger, NOW, unasked=unasked)
+    if isinstance(found, NoPlacement):
+        assert best is None
+        assert len(found.crowded) == len(ways)
+    else:
+        assert best is not None
+        assert best[-1] == (found.node, found.spec.devices, [*found.victims], [*found.blockers])
+
+
+def best_way(
+    profile: Profile, host: Node, snapshot: Snapshot, ledger: Ledger, unasked: bool
+) -> tuple[Any, ...] | None:
+    """What it costs to load it there, the better the less, and what `place` would say of it."""
+    share = (profile.vram_mb or 0) / profile.min_devices
+    there, left = totals(host.hardware), headroom(host, snapshot, ledger, besides=profile.id)
+    limits = {index: mb - host.reserve_mb for index, mb in there.items()}
+    people = residents(host, snapshot, ledger, NOW, unasked=unasked)
+    returns = gains(people, left, limits)
+    willing = [one for one in people if may_displace(profile, one)]
+    idle = [one for one in willing if one.is_idle]
+    working = [one for one in willing if not one.is_idle]
+
+    def short(devices: tuple[int, ...], gone: list[Resident]) -> set[int]:
+        back = {i: sum(returns[one.model].get(i, 0.0) for one in gone) for i in devices}
+        return {i for i in devices if left[i] + back[i] < share}
+
+    ways = []
+    usable = sorted(index for index, mb in limits.items() if mb >= share)
+    for devices in combinations(usable, profile.min_devices):
+        for others in ([], working) if snapshot.policy.evicts and not unasked else ([],):
+            gone: list[Resident] = []
+            for one in idle + others:
+                if any(returns[one.model].get(i) for i in short(devices, gone)):
+                    gone.append(one)
+            if short(devices, gone):
+                continue
+            for one in gone[::-1]:
+                without = [other for other in gone if other is not one]
+                if not short(devices, without):
+                    gone = without
+            free_mb = sum(left[i] if gone else max(0.0, left[i]) for i in devices)
+            is_waiting = any(one in working for one in gone)
+            last_use = max((one.last_use for one in gone), default=0.0)
+            ways.append((is_waiting, len(gone), last_use, -free_mb, list(devices), gone))
+            break
+    if not ways:
+        return None
+    is_waiting, count, last_use, _, devices, gone = min(ways, key=lambda way: way[:-1])
+    rank = profile.pinned_on.index(host.name) if profile.pinned_on else 0
+    free_mb = sum(max(0.0, left[i]) for i in devices)
+    victims = [one.model for one in willing if one in gone and one in idle]
+    blockers = [one.model for one in willing if one in gone and one in working]
+    said = host.name, devices, victims, blockers
+    return count > 0, is_waiting, rank, count, last_use, -free_mb, host.name, said

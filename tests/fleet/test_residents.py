@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from cortexd.config.catalogue import Profile
 from cortexd.config.units import Duration
 from cortexd.fleet.residents import (
     Resident,
+    at_a_glance,
     displaceable,
     idle_ttl,
     least_residency,
     may_displace,
     residents,
+    stays,
 )
 from cortexd.fleet.snapshot import FootprintKey, Ledger, Node, Policy, Promise, Snapshot
 from tests.fleet.fleet import fleet, held, node
@@ -128,6 +132,13 @@ def test_busy_is_who_works_or_is_waited_for(ledger: Ledger, busy: bool) -> None:
     assert there(ledger=ledger).is_idle is not busy
 
 
+@pytest.mark.parametrize(("ours", "busy"), [(0, True), (1, False), (2, False)])
+def test_of_what_a_node_reports_ours_is_known_better(ours: int, busy: bool) -> None:
+    """They were counted, and have ended since."""
+    reported = node("a", {"m": "loaded"}, busy={"m": 1}, health_at=NOW)
+    assert there(reported, ledger=Ledger(counted={KEY: ours})).busy is busy
+
+
 @pytest.mark.parametrize(("age", "busy"), [(5.9, True), (6.1, False)])
 def test_the_nodes_word_for_it_is_taken_while_it_is_fresh(age: float, busy: bool) -> None:
     assert there(node("a", {"m": "loaded"}, busy={"m": 1}, health_at=NOW - age)).busy is busy
@@ -215,3 +226,52 @@ def test_displaceable_are_the_idle_ones_of_a_class_that_may_be_displaced() -> No
 def test_a_node_that_was_never_described_has_residents_without_devices() -> None:
     found = there(node("a", {"m": held(5, 0)}, gpus=None))
     assert (found.devices, found.mb) == ((), None)
+
+
+def test_who_stays_is_told_with_the_class_or_the_reason() -> None:
+    one = node("a", dict.fromkeys(("busy", "high", "idle", "m", "spared"), "loaded"))
+    ledger = Ledger(
+        in_flight={("a", "busy"): 1},
+        last_access={("a", "high"): 5.0, ("a", "idle"): NOW - 1},
+        spared={("a", "spared"): NOW + 1},
+        promises={("a", "n"): Promise({0: 1.0}), ("b", "k"): Promise({0: 1.0})},
+    )
+    snapshot = fleet(one, models=(Profile("high", residency_priority=200),))
+    held = [
+        ("busy", 100, "it is at work, and has answered nobody yet"),
+        ("m", 100, "it is at work"),
+        ("n", 100, "it is loading"),
+        ("spared", 100, "it would not leave a moment ago"),
+        ("high", 200, None),
+    ]
+    assert stays(Profile("m"), one, snapshot, ledger, NOW) == held
+    (*others, idle) = stays(Profile("m"), one, snapshot, ledger, NOW, unasked=True)
+    assert (others, idle) == (held, ("idle", 100, "it was asked for in the last 10m"))
+
+
+@pytest.mark.parametrize(
+    ("ledger", "unasked", "is_idle"),
+    [
+        (Ledger(), False, True),
+        (Ledger(in_flight={KEY: 1}), False, False),
+        (Ledger(served={KEY: NOW - 14}), False, False),
+        (Ledger(served={KEY: NOW - 15}), False, True),
+        (Ledger(last_access={KEY: NOW - 1}), False, True),
+        (Ledger(last_access={KEY: NOW - 1}), True, False),
+    ],
+)
+def test_a_glance_sees_who_may_leave_and_what_it_holds_at_most(
+    ledger: Ledger, unasked: bool, is_idle: bool
+) -> None:
+    one = node("a", {"m": held(9000, 0, 1), "x": "unloaded"}, gpus=(24000, 24000, 24000))
+    snapshot, seen = fleet(one), [(ledger.last_access.get(KEY, 0.0), 9000, 2)]
+    found = at_a_glance(Profile("n"), one, {}, snapshot, ledger, NOW, unasked=unasked)
+    assert found == ((seen, []) if is_idle else ([], seen))
+    assert at_a_glance(Profile("n"), one, {"m": 101}, snapshot, ledger, NOW) == ([], [])
+
+
+def test_what_a_glance_does_not_see_may_be_all_the_memory_there_is() -> None:
+    one = node("a", {"m": held(None)}, gpus=(24000, 24000))
+    assert at_a_glance(Profile("n"), one, {}, fleet(one), Ledger(), NOW)[0] == [(0, math.inf, 2)]
+    coming = Ledger(promises={("a", "x"): Promise({1: 5.0}), ("b", "y"): Promise({1: 5.0})})
+    assert at_a_glance(Profile("n"), one, {}, fleet(one), coming, NOW)[1] == [(0, math.inf, 2)]

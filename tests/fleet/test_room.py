@@ -60,6 +60,19 @@ def test_then_they_are_those_with_most_memory_free_and_then_the_lowest() -> None
     assert leave(9, {0: 3, 1: 4, 2: 4}, *willing) == ((1,), "b")
 
 
+def test_which_of_the_equally_cheap_devices_are_taken_is_for_the_memory_that_is_free() -> None:
+    willing = [holds("abcd"[i], 20, i, used=used) for i, used in enumerate((9, 1, 2, 2))]
+    assert leave(9, {0: 4, 1: 1, 2: 2, 3: 3}, *willing, count=2) == ((2, 3), "cd")
+    willing = [holds("a", 20, 0, used=9), holds("b", 5, 1), holds("c", 5, 1), holds("d", 20, 2)]
+    assert leave(9, {0: 1, 1: 3, 2: 2}, *willing, count=2) == ((0, 2), "ad")
+    assert leave(9, {0: 1, 1: 3, 2: 2}, *willing, count=3) == ((0, 1, 2), "abcd")
+
+
+def test_a_device_that_nobody_has_to_leave_says_nothing_about_the_latest_use() -> None:
+    willing = (holds("a", 20, 1, used=-1), holds("b", 20, 2))
+    assert leave(9, {0: 20, 1: 3, 2: 4}, *willing, count=2) == ((0, 1), "a")
+
+
 def test_what_leaves_pays_the_debt_of_others_first() -> None:
     assert leave(9, {0: -5}, holds("a", 10)) is None
     assert leave(9, {0: -5}, holds("a", 10), holds("b", 4)) == ((0,), "ab")

@@ -9,6 +9,7 @@ from cortexd.fleet.observe import Observation
 from cortexd.fleet.sanity import (
     MAX_DEVICES,
     MAX_ID,
+    MAX_MEMORY,
     MAX_MODELS,
     STANDS_FOR,
     in_words,
@@ -353,6 +354,7 @@ def test_whatever_is_reported_what_is_left_makes_sense(
     again = msgspec.structs.replace(better, health_failure=None, discovery_failure=None)
     assert sane(again, known) == (again, {})
     assert_sane(better)
+    assert_memory_adds_up(better, better.discovery or known or Discovery([]))
     msgspec.json.encode((better.models, better.health, better.discovery, better.failure))
 
 
@@ -374,6 +376,21 @@ def assert_sane(better: Observation) -> None:
                 assert key.isprintable()
             else:
                 assert 0 <= key < MAX_DEVICES
+
+
+def assert_memory_adds_up(better: Observation, hardware: Discovery) -> None:
+    """`memory` and `residents` count on it, and check nothing themselves."""
+    there = {device.index for device in hardware.devices}
+    amounts: list[float | None] = [device.vram_total_mb for device in hardware.devices]
+    for gauge in (better.health and better.health.devices) or ():
+        amounts += [gauge.vram_free_mb, gauge.vram_used_mb]
+        assert not there or gauge.index in there
+    for info in better.models or ():
+        amounts.append(info.vram_used_mb)
+        assert len(set(info.devices or ())) == len(info.devices or ())
+        assert not there or there.issuperset(info.devices or ())
+    if better.models is not None:
+        assert all(mb is None or 0 <= mb <= MAX_MEMORY for mb in amounts)
 
 
 def told(complaints: dict[str, str]) -> str:

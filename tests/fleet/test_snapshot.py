@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortexd.fleet.observe import Observation, forgotten, observed, told
-from cortexd.fleet.snapshot import Node, Replica, Snapshot, with_node
+from cortexd.fleet.snapshot import Node, Replica, Snapshot, with_node, without_node
 from cortexd.wire.neuron import Health, Model
 from tests.fleet.fleet import BROKEN, fleet, node
 
@@ -80,3 +80,20 @@ def test_after_any_observations_the_index_says_what_the_nodes_say(steps: list) -
     }
     assert all(snapshot.replicas.values())
     assert snapshot.healthy == sum(one.healthy for one in snapshot.nodes.values())
+
+
+NODES = st.dictionaries(
+    st.sampled_from("abc"),
+    st.dictionaries(st.sampled_from("mn"), st.sampled_from(["loaded", "unloaded"])),
+    min_size=1,
+)
+
+
+@given(NODES, st.data())
+def test_without_a_node_it_is_as_if_it_had_never_been_there(
+    nodes: dict[str, dict[str, str]], data: st.DataObject
+) -> None:
+    gone = data.draw(st.sampled_from(sorted(nodes)))
+    left = fleet(*(node(name, models) for name, models in nodes.items() if name != gone))
+    after = without_node(fleet(*(node(name, models) for name, models in nodes.items())), gone)
+    assert (after.nodes, after.replicas, after.healthy) == (left.nodes, left.replicas, left.healthy)

@@ -30,6 +30,11 @@ class Daemon:
         self.url = url
 
     @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 

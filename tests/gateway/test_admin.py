@@ -219,7 +219,7 @@ async def test_an_operator_and_requests_share_one_load() -> None:
         await until(lambda: len(fleet.loads("a")) == 1)
         operating = asyncio.create_task(post(fleet, "/api/models/m/load"))
         named = asyncio.create_task(post(fleet, "/api/models/m/load", {"node": "a"}))
-        await until(lambda: len(fleet.gateway._listeners[-1].server.doors) == 2)
+        await until(lambda: len(fleet.gateway.listeners.all[-1].server.doors) == 2)
         neuron.release.set()
         assert {(await it).status for it in (asking, operating, named)} == {200}
         assert len(fleet.loads("a")) == 1
@@ -256,7 +256,7 @@ async def test_an_operator_that_leaves_does_not_cancel_the_load() -> None:
         leaving.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        await until(lambda: not fleet.gateway._listeners[-1].server.doors)
+        await until(lambda: not fleet.gateway.listeners.all[-1].server.doors)
         neuron.release.set()
         await until(lambda: fleet.gateway.table.entry("m") is None)
         assert fleet.gateway.registry.replica("a", "m").status == "loaded"  # type: ignore[union-attr]
@@ -308,7 +308,7 @@ async def test_a_load_of_ours_is_cancelled_and_its_waiters_are_told() -> None:
         asking = asyncio.create_task(fleet.ask())
         operating = asyncio.create_task(post(fleet, "/api/models/m/load"))
         await until(lambda: sum(fleet.gateway.table.waiting().values()) == 1)
-        await until(lambda: len(fleet.gateway._listeners[-1].server.doors) == 1)
+        await until(lambda: len(fleet.gateway.listeners.all[-1].server.doors) == 1)
         assert (await post(fleet, "/api/models/m/unload")).json["nodes"] == ["a"]
         for answer in (await asking, await operating):
             assert (answer.status, answer.headers["x-cortex-code"]) == (502, "cold_load_failed")
@@ -441,7 +441,7 @@ async def test_a_node_may_have_any_name() -> None:
 async def test_it_can_be_turned_off() -> None:
     async with running_fleet(admin_listen="") as fleet:
         assert fleet.gateway.admin_address == ""
-        assert len(fleet.gateway._listeners) == 1
+        assert len(fleet.gateway.listeners.all) == 1
 
 
 async def test_it_has_few_connections_of_its_own() -> None:

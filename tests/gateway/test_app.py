@@ -18,7 +18,7 @@ from cortexd.config.gateway import Gateway as GatewayConfig
 from cortexd.config.units import AutoDuration, Duration
 from cortexd.fleet.explain import Explanation
 from cortexd.gateway.accounting import Accounting
-from cortexd.gateway.app import INFERENCE_PATHS, Gateway, read_tokens
+from cortexd.gateway.app import INFERENCE_PATHS, Gateway
 from cortexd.gateway.inbound import Inbound
 from tests.fakes import FakeNeuron
 from tests.functional.raw import answered, answers, connected, post
@@ -106,14 +106,6 @@ async def test_a_taken_port_leaves_nothing_open() -> None:
         )
         with pytest.raises(OSError, match="in use"):
             await Gateway(config).start()
-
-
-def test_tokens_are_read_beside_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / "a.token").write_text("s3cret\n")
-    config = Config(
-        neurons=(Neuron("a", "http://a", token_file="a.token"), Neuron("b", "http://b"))
-    )
-    assert read_tokens(config, tmp_path) == {"a": "s3cret"}
 
 
 SMUGGLED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n"

@@ -117,7 +117,7 @@ async def test_a_listener_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPa
             while listeners(fleet):
                 fleet.gateway._events.tell("load_failed", model="m", message="x" * 4000)
                 await asyncio.sleep(0)
-            await until(lambda: not any(it.server.doors for it in fleet.gateway._listeners))
+            await until(lambda: not any(it.server.doors for it in fleet.gateway.listeners.all))
 
 
 async def test_events_are_only_for_get() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from cortexd.fleet.snapshot import Snapshot
-from cortexd.gateway.health import MAX_REASONS, Condition
+from cortexd.gateway.health import MAX_REASONS, Condition, status_line
 from cortexd.gateway.health import condition as condition_of
 from cortexd.wire.neuron import Model
 from tests.fleet.fleet import BROKEN, fleet, node
@@ -47,3 +47,19 @@ def test_of_very_many_reasons_the_first_are_told() -> None:
     seen = condition(fleet(node("a", broken)))  # type: ignore[arg-type]
     assert len(seen.reasons) == MAX_REASONS
     assert seen.reasons[-1] == f"and {1001 - MAX_REASONS} more"
+
+
+def test_a_reload_that_failed_impairs_and_comes_first() -> None:
+    seen = condition_of(fleet(node("b", up=False)), 0.0, 1.0, "not reloaded: why")
+    assert seen.status == "impaired"
+    assert seen.reasons == ["not reloaded: why", "node b is down: connection refused"]
+
+
+def test_the_status_is_one_line_that_counts_each_model_once() -> None:
+    snapshot = fleet(
+        node("a", {"m": "loaded", "n": "unloaded"}),
+        node("b", {"m": "loaded", "o": "loaded"}),
+        node("c", up=False),
+    )
+    assert status_line(snapshot, 7) == "2 of 3 nodes up, 2 models, 7 in flight"
+    assert status_line(snapshot, 0, "x").endswith("0 in flight; x")

@@ -277,6 +277,7 @@ async def test_a_compressed_body_is_refused() -> None:
 
 async def test_with_a_token_nothing_is_answered_without_it(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "token").chmod(0o600)
     agent = Agent(listen="127.0.0.1:0", token_file="token")
     harness = FakeHarness(serve=echo)
     async with running_neuron(local("a"), harness=harness, agent=agent, base=tmp_path) as (

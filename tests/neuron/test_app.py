@@ -104,8 +104,8 @@ async def test_a_taken_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     [
         ({"listen": "nowhere"}, [], "expected host:port"),
         ({"listen": "192.0.2.1:0"}, [], "can't listen on 192.0.2.1:0: "),
-        ({"token_file": "none"}, [], "token_file can't be read"),
-        ({"token_file": "empty"}, [], "is empty"),
+        ({"token_file": "none"}, [], "none can't be read: No such file"),
+        ({"token_file": "empty"}, [], "[neuron] token_file: "),
         ({}, [local("a"), local("a")], "lists 'a' twice"),
         ({}, [LocalModel("a", "a.gguf", harness="vllm")], "no harness 'vllm', only fake"),
     ],

@@ -114,7 +114,7 @@ class Stage:
     @property
     def doors(self) -> frozenset[Door]:
         """The clients' connections, as the gateway has them."""
-        return self.fleet.gateway._listeners[0].server.doors
+        return self.fleet.gateway.listeners.all[0].server.doors
 
     async def ask(self, body: bytes = ASKED, *headers: str, **options: str) -> Heard:
         """One request on a connection of its own."""

@@ -182,3 +182,23 @@ def test_the_limit_is_raised_as_far_as_it_goes_and_too_low_a_one_is_an_error(
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.startswith(said), run.stderr
+
+
+async def test_whoever_leaves_sees_off_the_idle_and_waits_for_the_busy() -> None:
+    hold, is_let_go = held(b"whole")
+    async with (
+        open_site(hold) as site,
+        connected(site.address) as busy,
+        connected(site.address) as idle,
+    ):
+        await busy.send(GET)
+        await until(lambda: bool(site.handled) and len(site.server.doors) == 2)
+        site.listener.leave()
+        await site.listener.stop()
+        seeing_off = asyncio.ensure_future(site.listener.see_off())
+        assert await idle.read_rest() == b""
+        assert not seeing_off.done()
+        is_let_go.set()
+        heard = await busy.read_answer("GET")
+        assert (heard.body, heard.is_last) == (b"whole", True)  # though it was asked before
+        await seeing_off

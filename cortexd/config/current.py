@@ -1,0 +1,34 @@
+"""The configuration in use, behind one reference that a reload swaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cortexd.config.gateway import Config
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """A configuration that was checked, and the secrets that it names.
+
+    tokens: node → the bearer token of its neuron.
+    """
+
+    config: Config
+    tokens: Mapping[str, str] = {}
+
+
+class Current:
+    """What is in use now. Read it where it is used and keep nothing of it: then a reload, which
+    alone puts other settings here, holds for the next request."""
+
+    __slots__ = ("config", "tokens")
+
+    def __init__(self, config: Config, tokens: Mapping[str, str] | None = None) -> None:
+        self.put(Settings(config, tokens or {}))
+
+    def put(self, settings: Settings) -> None:
+        """From now on it is these, all of them."""
+        self.config: Config = settings.config
+        self.tokens: Mapping[str, str] = settings.tokens

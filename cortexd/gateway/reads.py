@@ -1,0 +1,141 @@
+"""What may be read of the gateway itself: nothing here changes anything or wakes a node."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+
+from cortexd import __version__, errors
+from cortexd.config.current import Current
+from cortexd.control.coldload import LoadTable
+from cortexd.control.events import Events
+from cortexd.control.registry import Registry
+from cortexd.errors import Refusal
+from cortexd.fleet.explain import explain
+from cortexd.gateway.accounting import Accounting
+from cortexd.gateway.events import stream_events
+from cortexd.gateway.face import Methods, as_json, read, unknown_route
+from cortexd.gateway.fleet import view
+from cortexd.gateway.health import condition
+from cortexd.gateway.inbound import Inbound
+from cortexd.gateway.openai import ModelBook
+from cortexd.gateway.refusals import own_headers
+from cortexd.metrics import Metrics
+
+PATIENCE = 5.0  # seconds by which a wait may be past its bound before something must be wrong
+MODEL_PREFIX = "/v1/models/"
+
+
+class Reads:
+    """is_ready: whether requests are welcome. trouble: why the last reload failed, if it did.
+
+    paths, prefixes: for a face; metrics: for one that has them whatever is configured.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        table: LoadTable,
+        accounting: Accounting,
+        metrics: Metrics,
+        events: Events,
+        current: Current,
+        *,
+        is_ready: Callable[[], bool],
+        trouble: Callable[[], str | None],
+    ) -> None:
+        self._registry = registry
+        self._table = table
+        self._accounting = accounting
+        self._metrics = metrics
+        self._events = events
+        self._current = current
+        self._is_ready = is_ready
+        self._trouble = trouble
+        self._models = ModelBook(created=int(time.time()))
+        self.paths: dict[str, Methods] = {
+            "/": read(self._front),
+            "/health": read(self._health),
+            "/ready": read(self._readiness),
+            "/version": read(self._version),
+            "/v1/models": read(self._list_models),
+            "/api/fleet": read(self._fleet),
+            "/api/explain": read(self._explain),
+            "/api/events": {"GET": self._stream},
+            "/metrics": read(self._metrics_unless_elsewhere),
+        }
+        self.prefixes: dict[str, Methods] = {MODEL_PREFIX: read(self._one_model)}
+        self.metrics: dict[str, Methods] = {"/metrics": read(self._exposition)}
+
+    async def _front(self, inbound: Inbound) -> web.Response:
+        return as_json(inbound, {"name": "cortexd", "version": __version__, "models": "/v1/models"})
+
+    async def _health(self, inbound: Inbound) -> web.Response:
+        return as_json(
+            inbound,
+            condition(
+                self._registry.snapshot,
+                self._table.longest_wait(),
+                self._current.config.loading.timeout + PATIENCE,
+                self._trouble(),
+            ),
+        )
+
+    async def _readiness(self, inbound: Inbound) -> web.Response:
+        ready = self._is_ready() and self._registry.snapshot.healthy > 0
+        return as_json(inbound, {"ready": ready}, status=200 if ready else 503)
+
+    async def _version(self, inbound: Inbound) -> web.Response:
+        return as_json(inbound, {"version": __version__})
+
+    async def _list_models(self, inbound: Inbound) -> web.Response:
+        return as_json(inbound, self._models.list(self._registry.snapshot, self._registry.ledger))
+
+    async def _one_model(self, inbound: Inbound) -> web.Response:
+        name = inbound.path.removeprefix(MODEL_PREFIX)
+        return as_json(
+            inbound, self._models.card(name, self._registry.snapshot, self._registry.ledger)
+        )
+
+    async def _fleet(self, inbound: Inbound) -> web.Response:
+        waiting = sum(self._table.waiting().values())
+        fleet = view(
+            self._registry.snapshot,
+            self._registry.ledger,
+            self._table.entries(),
+            waiting,
+            time.monotonic(),
+        )
+        return as_json(inbound, fleet)
+
+    async def _explain(self, inbound: Inbound) -> web.Response:
+        name = inbound.request.rel_url.query.get("model", "")
+        if not name:
+            raise Refusal(
+                errors.MISSING_MODEL, "Name a model: /api/explain?model=NAME.", param="model"
+            )
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        return as_json(inbound, explain(name, snapshot, ledger, time.monotonic()))
+
+    async def _stream(self, inbound: Inbound) -> web.StreamResponse:
+        return await stream_events(inbound, self._events)
+
+    async def _metrics_unless_elsewhere(self, inbound: Inbound) -> web.Response:
+        if self._current.config.gateway.metrics_listen is not None:
+            raise unknown_route(inbound)
+        return await self._exposition(inbound)
+
+    async def _exposition(self, inbound: Inbound) -> web.Response:
+        self._accounting.settle()
+        parts = []
+        for part in self._metrics.exposition():
+            parts.append(part)
+            await asyncio.sleep(0)  # between two families others may have their turn
+        return web.Response(
+            body=b"".join(parts),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            | own_headers(inbound.dialect, inbound.request_id),
+        )

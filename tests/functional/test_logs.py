@@ -1,0 +1,137 @@
+"""What a gateway says, and that nobody has to listen: real processes, real pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import tomlkit
+
+from tests.functional.processes import GUARD, gateway_config, is_alive
+
+ROOT = Path(__file__).parents[2]
+CANARY = "canary-7f3a"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+@asynccontextmanager
+async def gateway(place: Path, stderr: int, *options: str, **sections: Any) -> AsyncIterator[str]:
+    """A gateway without nodes whose stderr is that descriptor, once it answers: its URL."""
+    port = free_port()
+    config = gateway_config({}, **sections)
+    config["gateway"] |= {"listen": f"127.0.0.1:{port}", "admin_listen": ""}
+    file = place / "cortex.toml"
+    file.write_text(tomlkit.dumps(config))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cortexd", "serve", "--config", str(file), *options),
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=stderr,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with asyncio.timeout(GUARD), aiohttp.ClientSession(url) as session:
+            while True:
+                assert is_alive(process.pid)
+                try:
+                    async with session.get("/health"):
+                        break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.02)
+        yield url
+        process.terminate()
+        async with asyncio.timeout(GUARD):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def ask(url: str, times: int) -> list[int]:
+    """The statuses of as many requests for a model that is not there."""
+    body = {"model": "m", "messages": [{"role": "user", "content": CANARY}]}
+    headers = {"Authorization": f"Bearer {CANARY}", "x-api-key": CANARY}
+    target = f"/v1/chat/completions?key={CANARY}"
+    statuses = []
+    async with asyncio.timeout(GUARD), aiohttp.ClientSession(url) as session:
+        for _ in range(times):
+            async with session.post(target, json=body, headers=headers) as answer:
+                await answer.read()
+                statuses.append(answer.status)
+    return statuses
+
+
+async def test_a_pipe_that_nobody_reads_harms_nothing(tmp_path: Path) -> None:
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    try:
+        while True:  # full before the first line
+            os.write(into, b"x" * 65536)
+    except BlockingIOError:
+        os.set_blocking(into, True)
+    try:
+        async with gateway(tmp_path, into) as url:
+            assert set(await ask(url, 500)) == {503}
+    finally:
+        os.close(out)
+        os.close(into)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_full_disk_harms_nothing(tmp_path: Path, form: str) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        async with gateway(tmp_path, full, "--log-format", form) as url:
+            assert set(await ask(url, 200)) == {503}
+    finally:
+        os.close(full)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_one_line_for_each_event_and_never_what_is_nobodys_business(
+    tmp_path: Path, form: str
+) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        async with gateway(
+            tmp_path, stderr.fileno(), "--log-level", "debug", logging={"format": form}
+        ) as url:
+            await ask(url, 3)
+    text = log.read_text()
+    assert CANARY not in text
+    requests = [line for line in text.splitlines() if "/v1/chat/completions" in line]
+    assert len(requests) == 3
+    if form == "text":
+        assert "503 /v1/chat/completions m request_id=" in requests[0]
+        assert "client=127.0.0.1" in requests[0]
+        return
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert all({"ts", "level", "logger"} <= line.keys() for line in lines)
+    entry = json.loads(requests[0])
+    assert (entry["logger"], entry["status"], entry["model"]) == ("cortexd.access", 503, "m")
+    assert (entry["client"], entry["code"]) == ("127.0.0.1", "no_healthy_nodes")
+    assert {"request_id", "duration_s"} <= entry.keys()
+    assert "stopping: SIGTERM" in text
+
+
+async def test_the_levels_above_are_quiet(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        async with gateway(tmp_path, stderr.fileno(), logging={"level": "error"}) as url:
+            await ask(url, 1)
+    assert log.read_text() == ""
