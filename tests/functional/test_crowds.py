@@ -19,6 +19,7 @@ from tests.proxy.stage import ASKED_STREAM, SSE_HEAD, chunks, served_by
 
 IDLE, IDLE_KIB = 8000, 15
 STALLED, STALLED_KIB = 200, 384
+ITS_OWN = 4  # descriptors that the gateway opens and closes meanwhile, to poll its node
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -42,7 +43,7 @@ async def test_idle_connections_are_cheap(tmp_path: Path) -> None:
         for _ in range(IDLE):
             await stack.enter_async_context(connected(address_of(gateway.url)))
         async with asyncio.timeout(30):
-            while process.descriptors < descriptors + IDLE:
+            while process.descriptors < descriptors + IDLE - ITS_OWN:
                 await asyncio.sleep(0.05)
         each = (process.resident - before) / IDLE
         assert each <= IDLE_KIB, f"{each:.1f} KiB for an idle connection"
