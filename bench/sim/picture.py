@@ -12,7 +12,15 @@ from bench.sim.clock import Clock
 from bench.sim.machine import Machine
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, observed, told
-from cortexd.fleet.snapshot import FootprintKey, Ledger, Node, Policy, Snapshot, with_node
+from cortexd.fleet.snapshot import (
+    ANYWHERE,
+    FootprintKey,
+    Ledger,
+    Node,
+    Policy,
+    Snapshot,
+    with_node,
+)
 from cortexd.wire.neuron import LOADED
 
 INTERVAL = 2.0  # seconds between two polls of a node, ± JITTER of it
@@ -93,10 +101,11 @@ class Picture:
         for model, info in node.models.items():
             if info.status == LOADED and info.vram_used_mb:
                 profile = profiles[model]
-                key = FootprintKey(
-                    model, profile.harness, profile.quant, profile.min_devices, node.name
-                )
-                self.ledger.footprints[key] = info.vram_used_mb
+                of = model, profile.harness, profile.quant, profile.min_devices
+                here, anywhere = FootprintKey(*of, node.name), FootprintKey(*of, ANYWHERE)
+                footprints, used = self.ledger.footprints, info.vram_used_mb
+                footprints[here] = used
+                footprints[anywhere] = max(used, footprints.get(anywhere, 0.0))
 
     # What we know from our own acts.
 
