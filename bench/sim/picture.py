@@ -148,7 +148,7 @@ class Picture:
 
     def is_gated(self, key: Key) -> bool:
         """Whether it is on its way out."""
-        return key[0] in self.ledger.gates.get(key[1], ())
+        return self.ledger.is_gated(*key)
 
     def is_idle(self, key: Key) -> bool:
         """Whether nothing of ours runs there, nor anything by the last report."""

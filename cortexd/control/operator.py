@@ -22,20 +22,18 @@ from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
+from cortexd.fleet.memory import RESIDENT
 from cortexd.fleet.placement import Placement, infeasibility, load_request
 from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Wait, decide
 from cortexd.fleet.snapshot import Node
 from cortexd.wire.neuron import (
     LOADED,
-    LOADING,
-    RECOVERING,
-    RELOADING,
     LoadRequest,
 )
 
 CANDIDATES: Final = 2  # nodes that are tried, one after the other, when none is named
 
-_COMING: Final = frozenset({LOADING, RELOADING, RECOVERING})
+_COMING: Final = RESIDENT - {LOADED}
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -92,7 +90,7 @@ class Operator:
         replicas, entry = snapshot.replicas.get(model, ()), self._table.ours(model)
         if not replicas and entry is None and model not in snapshot.catalogue.profiles:
             raise _not_found(model)
-        there = {each.node for each in replicas if each.status == LOADED or each.status in _COMING}
+        there = {each.node for each in replicas if each.status in RESIDENT}
         if entry is not None and entry.node is not None:
             there.add(entry.node)
         names = sorted(there if node is None else there & {node})
@@ -156,7 +154,7 @@ class Operator:
                 replica.status == LOADED
                 and replica.unservable is None
                 and snapshot.nodes[replica.node].is_available
-                and not self._is_gated(model, replica.node)
+                and not self._registry.ledger.is_gated(replica.node, model)
                 and node in (None, replica.node)
             ):
                 return replica.node
@@ -185,7 +183,7 @@ class Operator:
                 errors.FEASIBLE_NODE_UNHEALTHY,
                 f"The node {name} is {why}; try again when it is back, or name another.",
             )
-        if self._is_gated(model, name):
+        if self._registry.ledger.is_gated(name, model):
             return None
         if info is not None and info.status == LOADED:
             raise Refusal(
@@ -197,9 +195,6 @@ class Operator:
         ):
             return None
         return Load(model, self._placement(model, node))
-
-    def _is_gated(self, model: str, node: str) -> bool:
-        return node in self._registry.ledger.gates.get(model, ())
 
     def _placement(self, model: str, node: Node) -> Placement:
         profile = self._registry.snapshot.catalogue.profiles.get(model)

@@ -83,19 +83,15 @@ class Reservations:
         host = snapshot.nodes[node]
         if (info := host.models.get(model)) is None:
             return {}
-        devices, mb = (
-            places(info.devices, totals(host.hardware)),
-            size(info, host, snapshot, ledger),
-        )
+        devices = places(info.devices, totals(host.hardware))
+        mb = size(info, host, snapshot, ledger)
         return {device: mb / len(devices) for device in devices} if mb and devices else {}
 
     def _observed(self, name: str, seen: Observation) -> None:
         if seen.models is None:
             return
-        promises, models = (
-            self._registry.ledger.promises,
-            self._registry.snapshot.nodes[name].models,
-        )
+        promises = self._registry.ledger.promises
+        models = self._registry.snapshot.nodes[name].models
         for key, promise in list(promises.items()):
             if key[0] != name or promise.before is None:
                 continue

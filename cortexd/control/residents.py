@@ -16,17 +16,16 @@ from cortexd.control.registry import Registry
 from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.tasks import Tasks
+from cortexd.fleet.memory import RESIDENT
 from cortexd.fleet.placement import Placement, place
 from cortexd.fleet.residents import idle_ttl, residents
 from cortexd.fleet.routing import Load
 from cortexd.fleet.snapshot import Node
-from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING
+from cortexd.wire.neuron import LOADED
 
 log = logging.getLogger(__name__)
 
 LOOK: Final = 1.0  # seconds between two looks
-
-_THERE: Final = frozenset({LOADED, LOADING, RELOADING, RECOVERING})
 
 
 class Residents:
@@ -72,11 +71,11 @@ class Residents:
         copies = [
             replica.node
             for replica in replicas
-            if replica.status in _THERE and snapshot.nodes[replica.node].is_available
+            if replica.status in RESIDENT and snapshot.nodes[replica.node].is_available
         ]
         if len(copies) >= profile.copies:
             return
-        known = [replica.node for replica in replicas if replica.status in _THERE]
+        known = [replica.node for replica in replicas if replica.status in RESIDENT]
         placed = place(profile, snapshot, ledger, now(), avoid=known, unasked=True)
         if isinstance(placed, Placement) and not placed.blockers:
             log.info(
@@ -98,7 +97,7 @@ class Residents:
         if due and node.is_available:
             for resident in residents(node, snapshot, ledger, moment):
                 key = (node.name, resident.model)
-                if key in due and not resident.busy and resident.kept is None:
+                if key in due and resident.is_idle:
                     idle = moment - self._idle_since(key)
                     words = f"nobody has asked for it for {idle:.0f} s"
                     work = self._unloads.unload(node.name, resident.model, "idle", words)

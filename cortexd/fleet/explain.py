@@ -11,7 +11,7 @@ import msgspec
 from cortexd.fleet.choice import is_suspect, score
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import Assessment, assess
-from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
+from cortexd.fleet.routing import ABLE, Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot
 from cortexd.wire.neuron import FAILED, LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
 
@@ -23,7 +23,6 @@ _HERE = {
     UNLOADED: "is known there, and reloaded by the node itself",
     FAILED: "has failed there",
 }
-_SERVES = frozenset({LOADED, RELOADING})
 _ABSENT = frozenset({UNLOADED, FAILED})
 
 
@@ -150,7 +149,7 @@ def _verdict(
     key = (node.name, model)
     serves = (
         replica is not None
-        and replica.status in _SERVES
+        and replica.status in ABLE
         and replica.unservable is None
         and node.is_available
     )
@@ -180,7 +179,7 @@ def _verdict(
         blockers=list(seen.blockers) if seen else [],
         crowded=seen.crowded if seen else None,
     )
-    gated = node.name in ledger.gates.get(model, ())
+    gated = ledger.is_gated(node.name, model)
     return msgspec.structs.replace(verdict, words=_words(node, replica, seen, verdict, gated=gated))
 
 

@@ -147,7 +147,7 @@ def last_use(key: tuple[str, str], ledger: Ledger) -> float:
     What gets nothing new on its way out comes before all others, whatever it has just finished:
     were another one chosen then, each would be on its way in turns and none would ever leave.
     """
-    if ledger.gates and key[0] in ledger.gates.get(key[1], ()):
+    if ledger.is_gated(*key):
         return LEAVING
     return ledger.last_access.get(key, 0.0)
 

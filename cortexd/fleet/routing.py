@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -76,7 +76,8 @@ class Refuse(msgspec.Struct, frozen=True):
     refusal: Refusal
 
 
-_ABLE = frozenset({LOADED, RELOADING})
+# Of a replica that answers, or holds the request until it does.
+ABLE: Final = frozenset({LOADED, RELOADING})
 
 Decision = Serve | Lazy | Load | Wait | Refuse
 
@@ -92,7 +93,7 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     able = [
         replica
         for replica in replicas
-        if replica.status in _ABLE
+        if replica.status in ABLE
         and replica.unservable is None
         and (node := nodes[replica.node]).healthy
         and not node.draining

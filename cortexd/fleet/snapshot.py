@@ -203,6 +203,10 @@ class Ledger:
     served: dict[tuple[str, str], float] = field(default_factory=dict)
     load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
+    def is_gated(self, node: str, model: str) -> bool:
+        """Whether nothing new is sent there, since it is on its way out."""
+        return bool(self.gates) and node in self.gates.get(model, ())
+
     def failed(self, model: str) -> dict[str, Failure]:
         """Node → how the last load of that model failed there."""
         return {node: failure for (node, of), failure in self.failures.items() if of == model}

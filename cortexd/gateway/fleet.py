@@ -117,7 +117,7 @@ def _model(
         fraction=progress.fraction,
         priority=profile.priority if profile else DEFAULT_PRIORITY,
         idle_seconds=0.0 if in_flight else idle,
-        gated=node.name in ledger.gates.get(model, ()),
+        gated=ledger.is_gated(node.name, model),
     )
 
 
