@@ -15,7 +15,7 @@ from bench.sim.things import Turn
 from cortexd import errors
 from cortexd.config.catalogue import Profile
 from cortexd.errors import Refusal
-from cortexd.fleet import placement, routing
+from cortexd.fleet import assessment, placement, routing
 from cortexd.fleet.choice import hashed
 from cortexd.fleet.placement import NoPlacement, Placement
 from cortexd.fleet.residents import displaceable
@@ -150,7 +150,7 @@ class Simple:
         nodes: list[Node] = []
         for name, node in sorted(picture.snapshot.nodes.items()):
             failed = picture.ledger.failures.get((name, model))
-            if name in avoid or not node.healthy or placement.infeasibility(profile, node):
+            if name in avoid or not node.healthy or assessment.infeasibility(profile, node):
                 continue
             if failed and failed.until > now:
                 nothing.failures[name] = failed
@@ -166,7 +166,7 @@ class Simple:
 
     def _on(self, profile: Profile, node: Node, picture: Picture) -> Placement:
         hardware = node.hardware
-        fitting = placement.fitting_devices(profile, hardware) if hardware else []
+        fitting = assessment.fitting_devices(profile, hardware) if hardware else []
         free = picture.free(node.name, fitting)
         best = sorted(sorted(free, key=lambda at: -free[at])[: profile.min_devices])
         spec = LoadRequest(profile.id, profile.harness, devices=best)

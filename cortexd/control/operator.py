@@ -22,8 +22,9 @@ from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
+from cortexd.fleet.assessment import infeasibility
 from cortexd.fleet.memory import RESIDENT
-from cortexd.fleet.placement import Placement, infeasibility, load_request
+from cortexd.fleet.placement import Placement, load_request
 from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Wait, decide
 from cortexd.fleet.snapshot import Node
 from cortexd.wire.neuron import (

@@ -14,9 +14,9 @@ import msgspec
 
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
+from cortexd.fleet.assessment import glance
 from cortexd.fleet.memory import before, places, size, totals
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.placement import glance
 from cortexd.fleet.promises import begun, freed, given_back, under_way
 from cortexd.fleet.snapshot import ANYWHERE, FootprintKey, Promise
 from cortexd.wire.neuron import LOADED, LOADING, RELOADING

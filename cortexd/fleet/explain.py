@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
+from cortexd.fleet.assessment import Assessment, assess
 from cortexd.fleet.choice import is_suspect, score
 from cortexd.fleet.memory import free
-from cortexd.fleet.placement import Assessment, assess
 from cortexd.fleet.routing import ABLE, Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot
 from cortexd.wire.neuron import FAILED, LOADED, LOADING, RECOVERING, RELOADING, UNLOADED

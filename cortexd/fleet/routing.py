@@ -15,9 +15,10 @@ import msgspec
 
 from cortexd import errors
 from cortexd.errors import Refusal
+from cortexd.fleet.assessment import glance
 from cortexd.fleet.choice import Affinity, choose, no_affinity
 from cortexd.fleet.memory import free
-from cortexd.fleet.placement import NoPlacement, Placement, glance, place
+from cortexd.fleet.placement import NoPlacement, Placement, place
 from cortexd.fleet.snapshot import Ledger, Replica, Snapshot
 from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
 

@@ -8,7 +8,7 @@ import msgspec
 
 from cortexd import errors
 from cortexd.errors import Refusal
-from cortexd.fleet.placement import infeasibility
+from cortexd.fleet.assessment import infeasibility
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
 from cortexd.wire.neuron import FAILED, LOADED, LOADING, RECOVERING, RELOADING, UNLOADED, Model
 from cortexd.wire.openai import Location, ModelCard, ModelList

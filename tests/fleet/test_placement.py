@@ -9,17 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
+from cortexd.fleet.assessment import Assessment, assess, glance, infeasibility
 from cortexd.fleet.memory import free, headroom, totals
-from cortexd.fleet.placement import (
-    Assessment,
-    NoPlacement,
-    Placement,
-    assess,
-    glance,
-    infeasibility,
-    load_request,
-    place,
-)
+from cortexd.fleet.placement import NoPlacement, Placement, load_request, place
 from cortexd.fleet.residents import Resident, may_displace, residents
 from cortexd.fleet.room import gains
 from cortexd.fleet.snapshot import (
