@@ -347,23 +347,18 @@ class LoadTable:
     def _look_at(self, entry: Entry, moment: float) -> None:
         node = self._registry.snapshot.nodes.get(entry.node or "")
         if entry.state in _AT_IT:
-            if node is not None:
-                self._note_progress(entry, node, moment)
+            if node is not None and entry.notes(node.models.get(entry.model), moment):
+                self._events.tell(
+                    "load_progress",
+                    node=node.name,
+                    model=entry.model,
+                    stage=entry.stage,
+                    fraction=entry.fraction,
+                )
             if entry.is_ours:
                 self._judge(entry, node, moment)
         if not entry.has_ended and moment >= entry.deadline:
             self._be_late(entry)
-
-    def _note_progress(self, entry: Entry, node: Node, moment: float) -> None:
-        info = node.models.get(entry.model)
-        if info is None or info.progress is None:
-            return
-        stage, fraction = info.progress.stage, info.progress.fraction
-        if (stage, fraction) != (entry.stage, entry.fraction):
-            entry.stage, entry.fraction, entry.moved = stage, fraction, moment
-            self._events.tell(
-                "load_progress", node=node.name, model=entry.model, stage=stage, fraction=fraction
-            )
 
     def _judge(self, entry: Entry, node: Node | None, moment: float) -> None:
         """What its node shows may say more than the answer that is awaited, or never comes."""

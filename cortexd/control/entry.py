@@ -12,6 +12,7 @@ from cortexd.control.lifecycle import ENDS, Event, State, after
 from cortexd.control.line import Line
 from cortexd.control.turns import now
 from cortexd.errors import Refusal
+from cortexd.wire.neuron import Model
 
 
 class Patience(Protocol):
@@ -74,6 +75,14 @@ class Entry:
         """Its node, which has restarted so often, is asked to load it. Raises IllegalTransition."""
         self.epoch, self.began, self.moved = epoch, now(), now()
         self.happens(Event.PLACED)
+
+    def notes(self, info: Model | None, moment: float) -> bool:
+        """Take in how far its node says it is; whether that is news."""
+        progress = info.progress if info is not None else None
+        if progress is None or (progress.stage, progress.fraction) == (self.stage, self.fraction):
+            return False
+        self.stage, self.fraction, self.moved = progress.stage, progress.fraction, moment
+        return True
 
     def stop(self) -> None:
         """End the job, whatever it is at."""
