@@ -13,11 +13,12 @@ import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import StreamReader, web
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 from aiohttp.http_parser import RawRequestMessage
 
 from cortexd import errors
@@ -73,6 +74,27 @@ class Sink(Protocol):
         """It has left; nothing that is written from now on goes anywhere."""
 
 
+class Sent(web.StreamResponse):
+    """What a handler returns when its answer is on the transport already, all of it.
+
+    may_go_on: another request may follow on the connection; else it is closed.
+    """
+
+    def __init__(self, *, may_go_on: bool) -> None:
+        super().__init__()
+        self._may_go_on = may_go_on
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another may follow."""
+        return self._may_go_on
+
+    @property
+    def prepared(self) -> bool:
+        """Nothing may be added to it."""
+        return True
+
+
 class Door(web.RequestHandler):
     """One accepted connection.
 
@@ -81,7 +103,18 @@ class Door(web.RequestHandler):
     serving: the body of the last request that reached the handler.
     """
 
-    __slots__ = ("_gate", "_limits", "_moved", "_server", "_unsent", "_wire", "serving", "sink")
+    __slots__ = (
+        "_asked",
+        "_gate",
+        "_limits",
+        "_moved",
+        "_server",
+        "_since",
+        "_unsent",
+        "_wire",
+        "serving",
+        "sink",
+    )
 
     def __init__(
         self, server: DoorServer, *, loop: asyncio.AbstractEventLoop, limits: Limits
@@ -91,8 +124,7 @@ class Door(web.RequestHandler):
             loop=loop,
             logger=log,
             access_log=None,  # type: ignore[arg-type] # as aiohttp's own runner does
-            keepalive_timeout=limits.idle,
-            lingering_time=limits.linger,
+            keepalive_timeout=0,  # it would be a timer each: the sweeper's business
             max_line_size=MAX_TARGET,
             max_field_size=MAX_HEAD,
             max_headers=MAX_FIELDS,
@@ -110,6 +142,8 @@ class Door(web.RequestHandler):
         self._wire: asyncio.Transport | None = None
         self._unsent = 0
         self._moved = 0.0
+        self._asked = 0  # requests, when it was last looked at
+        self._since = 0.0  # when nothing was asked for any more
 
     @property
     def is_leaving(self) -> bool:
@@ -148,6 +182,11 @@ class Door(web.RequestHandler):
         if self.sink is not None:
             self.sink.resume()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """A body has room again. Told after each read of one, so most times nothing was paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def is_late(self, now: float) -> bool:
         """Whether the client is past a deadline. To be asked regularly: progress is what has
         changed since the last time, so that no byte costs a look at the clock."""
@@ -160,7 +199,7 @@ class Door(web.RequestHandler):
             return True
         gate = self._gate
         if gate.awaits is None:
-            return False
+            return self._is_forgotten(now)
         if gate.awaits == "head":
             if self._request_in_progress:  # its time begins when it is its turn
                 gate.since = now
@@ -169,9 +208,18 @@ class Door(web.RequestHandler):
             gate.since = now
         return now - gate.since > self._limits.body
 
+    def _is_forgotten(self, now: float) -> bool:
+        if not self.is_idle or self._request_count != self._asked:
+            self._asked, self._since = self._request_count, now
+        return now - self._since > self._limits.idle
+
     def sweep(self, now: float) -> None:
         """Cut the connection of a client that is past a deadline."""
-        if self.is_late(now):
+        if not self.is_late(now):
+            return
+        if self.is_idle and not self._unsent:
+            self.force_close()  # nobody has lost anything
+        else:
             self.abort()
 
     def abort(self) -> None:
@@ -194,25 +242,70 @@ class Door(web.RequestHandler):
         payload.feed_eof()
         self.close()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer for a handler that failed. Raises ConnectionError when it is too late for that,
-        as aiohttp expects: bytes of an answer went out, and an error must not land among them.
+    async def start(self) -> None:
+        """Answer one request after the other: what the connection's task does.
 
-        What can't be parsed does not come here: `gate` has turned it away.
+        aiohttp's own takes a task of its own for each of them, which costs as much as to parse it.
         """
-        log.error("a request handler failed", exc_info=exc)
-        if request.writer.output_size > 0 or self._wire is None:
-            self.abort()
-            raise ConnectionError("the answer was cut: its handler failed")
-        return self.turned_down(
-            request, errors.INTERNAL_ERROR, "The request failed; the log has the details."
-        )
+        loop, gate = self._loop, cast(Gate, self._gate)
+        while not self._force_close:
+            if not self._messages:
+                self._waiter = loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            message, payload = self._messages.popleft()
+            gate.message_consumed()
+            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                self._resume_reading_if_drained()
+            self.serving = payload
+            # `gate` lets nothing else through.
+            request = self._server.request(cast(RawRequestMessage, message), payload, self)
+            self._request_in_progress = True
+            self._current_request = request
+            try:
+                may_go_on = await self._answer(request)
+            finally:
+                self._request_in_progress = False
+                self._current_request = None
+                if self._handler_waiter is not None:
+                    self._handler_waiter.set_result(None)
+            if not payload.is_eof():
+                await self._linger(payload)
+            if not may_go_on or self._close:
+                break
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _answer(self, request: web.BaseRequest) -> bool:
+        """Whether the connection may go on after it."""
+        try:
+            response = await self._server.serve(request)
+        except Exception:
+            log.exception("a request handler failed")
+            if request.writer.output_size > 0 or self._wire is None:
+                self.abort()  # an error must not land among the bytes of an answer
+                return False
+            response = self.turned_down(
+                request, errors.INTERNAL_ERROR, "The request failed; the log has the details."
+            )
+        if not isinstance(response, Sent):
+            response, is_lost = await self.finish_response(request, response, None)
+            if is_lost:
+                return False
+        return bool(response.keep_alive)
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read what is left of a body, else closing would destroy the answer on its way."""
+        with suppress(TimeoutError, Refusal):
+            async with asyncio.timeout(self._limits.linger):
+                while not payload.is_eof():
+                    await payload.readany()
+        if not payload.is_eof():
+            self.close()
 
     def turned_down(self, request: web.BaseRequest, kind: Kind, words: str) -> web.Response:
         """The answer to what the handler does not answer: the last one here."""
@@ -238,7 +331,7 @@ class DoorServer(web.Server):
         max_connections: int,
         limits: Limits = Limits(),
     ) -> None:
-        super().__init__(self._serve, request_factory=self._make_request, handler_cancellation=True)
+        super().__init__(handler, handler_cancellation=True)
         self.refuse = refuse
         self._handler = handler
         self._max_body = max_body
@@ -251,7 +344,7 @@ class DoorServer(web.Server):
         self._are_gone.set()
         # The only timer there is for deadlines, whatever the number of connections.
         self._sweeper = Sweeper(
-            min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall)))
+            min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall, limits.idle)))
         )
 
     @property
@@ -302,20 +395,22 @@ class DoorServer(web.Server):
         for door in list(self._doors):
             door.abort()
 
-    def _make_request(
+    def request(
         self,
         message: RawRequestMessage,
         payload: StreamReader,
-        protocol: web.RequestHandler,
-        writer: AbstractStreamWriter,
-        task: asyncio.Task[None],
+        door: Door,
     ) -> web.BaseRequest:
-        cast(Door, protocol).serving = payload
+        """One that came in at that door."""
+        writer = StreamWriter(door, self._loop)
+        # Its task would hold it, and it its task: nobody asks for that.
+        task = cast("asyncio.Task[None]", None)
         return _Request(
-            message, payload, protocol, writer, task, self._loop, client_max_size=self._max_body
+            message, payload, door, writer, task, self._loop, client_max_size=self._max_body
         )
 
-    def _serve(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+    def serve(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        """Have it answered."""
         door = cast(Door, request.protocol)
         if isinstance(door.serving, Leftover):
             return self._turn_down(door, request, door.serving)

@@ -16,42 +16,15 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from cortexd.proxy.door import Door
+from cortexd.proxy.door import Door, Sent
 
 _LARGE: Final = 16 * 1024  # bytes from which a piece of its own costs less than a copy
 _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
 
 
-class Response(web.StreamResponse):
-    """What aiohttp's server is handed when the answer is out already: nothing is left to do.
-
-    may_go_on: another request may follow on the connection; else the server closes it.
-    """
-
-    def __init__(self, *, may_go_on: bool) -> None:
-        super().__init__()
-        self._may_go_on = may_go_on
-
-    @property
-    def keep_alive(self) -> bool:
-        """Read by the server after the answer."""
-        return self._may_go_on
-
-    @property
-    def prepared(self) -> bool:
-        """Nothing may be added to it."""
-        return True
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Done by the splice."""
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Done by the splice."""
-
-
 # Nothing of one answer stands in them.
-_LAST: Final = Response(may_go_on=False)
-_FIRST_OF_MANY: Final = Response(may_go_on=True)
+_LAST: Final = Sent(may_go_on=False)
+_FIRST_OF_MANY: Final = Sent(may_go_on=True)
 
 
 class Splice:
