@@ -7,7 +7,7 @@ that there are none of here, which costs a request ten times as much as a dict d
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import (
@@ -91,11 +91,14 @@ class Histogram(Collector):
         if not labels:
             self._add(())
 
-    def observe(self, value: float, *labels: str) -> None:
-        """Count one value."""
+    def observe(self, values: Sequence[float], *labels: str) -> None:
+        """Count some values."""
+        if not values:
+            return
         counts, total = self._spreads.get(labels) or self._add(labels)
-        counts[bisect_left(self._bounds, value)] += 1
-        total[0] += value
+        for value in values:
+            counts[bisect_left(self._bounds, value)] += 1
+        total[0] += sum(values)
 
     def collect(self) -> Iterable[Metric]:
         """All of it, as it stands."""
@@ -200,14 +203,15 @@ class Metrics:
         for counted in self._counters:
             counted.forget("node", node)
 
-    def used(self, model: str, node: str, usage: Usage | None) -> None:
-        """Count the tokens of one answer, or that it did not say."""
-        if usage is None:
-            self.usage_missing.inc(model)
-            return
-        self.prompt_tokens.inc(model, node, by=usage.prompt)
-        self.completion_tokens.inc(model, node, by=usage.completion)
-        self.cached_prompt_tokens.inc(model, node, by=usage.cached)
+    def used(self, model: str, node: str, usages: Sequence[Usage | None]) -> None:
+        """Count the tokens of some answers, or that they did not say."""
+        told = [usage for usage in usages if usage is not None]
+        if told:
+            self.prompt_tokens.inc(model, node, by=sum(usage.prompt for usage in told))
+            self.completion_tokens.inc(model, node, by=sum(usage.completion for usage in told))
+            self.cached_prompt_tokens.inc(model, node, by=sum(usage.cached for usage in told))
+        if len(told) < len(usages):
+            self.usage_missing.inc(model, by=len(usages) - len(told))
 
     def exposition(self) -> Iterator[bytes]:
         """The text format, family by family, so that a long scrape need not hold the loop."""

@@ -276,7 +276,7 @@ class LoadTable:
         self._settle(entry)
         self._registry.tell(node, model, LOADED)
         self._metrics.loads.inc(model, node, "ok")
-        self._metrics.load_duration.observe(took, model)
+        self._metrics.load_duration.observe((took,), model)
         self._events.tell("load_ready", node=node, model=model, seconds=round(took, 3))
         if not entry.has_ended:
             self._be_ready(entry, node)

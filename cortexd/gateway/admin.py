@@ -141,8 +141,11 @@ class Admin:
         return as_json(inbound, NodeAnswer(node, False, self._operator.undrain(node)))
 
     async def _read(self, inbound: Inbound, decoder: msgspec.json.Decoder[T], nothing: T) -> T:
-        with self._bodies.hold() as hold:
+        hold = self._bodies.hold()
+        try:
             body = await hold.read(inbound.request)
+        finally:
+            hold.release()
         if not body:
             return nothing
         try:

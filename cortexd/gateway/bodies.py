@@ -6,9 +6,7 @@ What is said of the bytes is `intake`'s business.
 
 from __future__ import annotations
 
-from types import TracebackType
-
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from cortexd import errors
 from cortexd.errors import Refusal
@@ -17,8 +15,11 @@ from cortexd.errors import Refusal
 class Bodies:
     """Every body of one gateway. `held`: bytes, at present.
 
-    with bodies.hold() as hold:
+    hold = bodies.hold()
+    try:
         body = await hold.read(request)
+    finally:
+        hold.release()
     """
 
     def __init__(self, max_body: int, max_buffered: int) -> None:
@@ -27,7 +28,7 @@ class Bodies:
         self.held = 0
 
     def hold(self) -> Hold:
-        """Room for one request's body, given back when the `with` block ends."""
+        """Room for one request's body, given back by `release`."""
         return Hold(self)
 
 
@@ -40,15 +41,8 @@ class Hold:
         self._bodies = bodies
         self._size = 0
 
-    def __enter__(self) -> Hold:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def release(self) -> None:
+        """Give it back; a second call does nothing."""
         self._bodies.held -= self._size
         self._size = 0
 
@@ -57,7 +51,8 @@ class Hold:
 
         Raises Refusal: too large, encoded, or no room for it now.
         """
-        encoding = request.headers.get("Content-Encoding", "identity")
+        headers, content = request.headers, request.content
+        encoding = headers.get(hdrs.CONTENT_ENCODING, "identity")
         if encoding.lower() != "identity":
             raise Refusal(
                 errors.UNSUPPORTED_ENCODING,
@@ -66,16 +61,17 @@ class Hold:
         declared = request.content_length
         if declared is not None:
             self._grow(declared)
-        expects = request.headers.get("Expect", "").lower() == "100-continue"
-        if expects and request.version >= (1, 1):
+        if content.is_eof():  # as is usual: it came with the head
+            if declared is None:
+                self._grow(content.total_bytes)
+            return content.read_nowait()
+        if headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1):
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # nothing of the answer itself has been sent
-        content, body = request.content, bytearray()
+        body = bytearray()
         while chunk := await content.readany():
             if declared is None:
                 self._grow(len(chunk))
-            if not body and content.at_eof():
-                return chunk  # the usual, small one: nothing is copied
             body += chunk
         return bytes(body)
 

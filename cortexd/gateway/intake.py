@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
+from multidict import istr
 
 from cortexd import errors
 from cortexd.errors import Refusal
@@ -27,6 +28,9 @@ _BOOLEANS: Final[dict[bytes, bool | None]] = {
 }
 
 
+_GIVEN_ID: Final = istr("X-Request-Id")  # folded once, not at every look
+
+
 class _Model(msgspec.Struct):
     model: msgspec.Raw
 
@@ -39,7 +43,7 @@ _decode_options: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).dec
 
 def request_id(request: web.BaseRequest) -> str:
     """The caller's own id if it is a plain one, else a new one."""
-    given = request.headers.get("x-request-id", "")
+    given = request.headers.get(_GIVEN_ID, "")
     return given if _REQUEST_ID.fullmatch(given) else new_request_id()
 
 

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Final
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from cortexd import errors
 from cortexd.config.current import Current
@@ -67,14 +67,13 @@ class Relay:
 
     async def serve(self, inbound: Inbound) -> web.StreamResponse:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
-        splice = alive = None
+        hold, splice, alive = self._bodies.hold(), None, None
         try:
-            with self._bodies.hold() as hold:
-                body = await self._read(inbound, hold)
-                splice = Splice(inbound.request)
-                if can_wait(inbound):
-                    alive = self._keep_alive(inbound, splice)
-                carried = inbound.carried = await self._carry(inbound, body, splice, alive)
+            body = await self._read(inbound, hold)
+            splice = Splice(inbound.request)
+            if can_wait(inbound):
+                alive = self._keep_alive(inbound, splice)
+            carried = inbound.carried = await self._carry(inbound, body, splice, alive)
             inbound.status = carried.status
             return splice.response()
         except Refusal as refusal:
@@ -92,6 +91,7 @@ class Relay:
             inbound.status = errors.INTERNAL_ERROR.status
             raise
         finally:
+            hold.release()
             if alive is not None:
                 alive.stop()
             if splice is not None:
@@ -101,7 +101,7 @@ class Relay:
 
     async def _read(self, inbound: Inbound, hold: Hold) -> bytes:
         """The body as it goes upstream; notes what it asks for."""
-        content_type = inbound.request.headers.get("Content-Type", "")
+        content_type = inbound.request.headers.get(hdrs.CONTENT_TYPE, "")
         body = await hold.read(inbound.request)
         view = parse_view(body, content_type)
         model = self._registry.snapshot.catalogue.resolve(view.model)

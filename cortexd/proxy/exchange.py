@@ -146,8 +146,7 @@ class _Flight:
             self.body, self.flush = self._pass_on, self._flush_rest
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
-        splice.on_pause, splice.on_resume = connection.pause, connection.resume
-        splice.on_gone = self._abandon
+        splice.source = self
         if splice.is_paused:  # still, by the answer before this one
             connection.pause()
 
@@ -191,7 +190,7 @@ class _Flight:
     def end(self) -> None:
         """The answer is whole."""
         # First: what is written here may stall the client, but the connection is in the pool.
-        self._let_go()
+        self._connection = self._splice.source = None
         if self._refusing is not None:
             self._break_off(self._refusing)
             return
@@ -227,10 +226,29 @@ class _Flight:
             self._drop()
             self._break_off(fault)
 
+    # What the client's splice calls.
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """It does again."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    def lost(self) -> None:
+        """It is gone, and with it the reason to go on."""
+        self._drop()
+        self.landed.cancel()
+
+    # What whoever waits for it calls.
+
     def detach(self) -> None:
         """Let go of both sides; an upstream that still works stops."""
         self._drop()
-        self._let_go()
+        self._splice.source = None
 
     def carried(self) -> Carried:
         """The outcome. Raises UpstreamFault when nothing was passed on."""
@@ -259,15 +277,6 @@ class _Flight:
         """What is held back is body, too."""
         has_fed, self._has_fed = self._has_fed, False
         return self._splice.flush() or has_fed
-
-    def _abandon(self) -> None:
-        """The client is gone, and with it the reason to go on."""
-        self._drop()
-        self.landed.cancel()
-
-    def _let_go(self) -> None:
-        self._connection = None
-        self._splice.unhook()
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -53,19 +53,43 @@ _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
 UNBUFFERED: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _NOT_TO_CLIENT_OF_EVENTS: Final = _NOT_TO_CLIENT | {b"cache-control", b"x-accel-buffering"}
 _OURS: Final = b"x-cortex-"
+_LONGEST: Final = 64  # bytes of a name that is worth remembering
+_MOST: Final = 512  # names that are remembered
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
+
+
+class _Kept(dict[bytes, bool]):
+    """Whether a field is kept, by its name as it is spelt: the same few come again and again."""
+
+    def __init__(self, dropped: frozenset[bytes]) -> None:
+        super().__init__()
+        self.dropped = dropped
+
+    def __missing__(self, name: bytes) -> bool:
+        low = name.lower()
+        is_kept = low not in self.dropped and not low.startswith(_OURS)
+        if len(name) <= _LONGEST:
+            if len(self) >= _MOST:
+                self.clear()
+            self[name] = is_kept
+        return is_kept
+
+
+_UPSTREAM: Final = _Kept(_NOT_UPSTREAM)
+_CLIENT: Final = _Kept(_NOT_TO_CLIENT)
+_CLIENT_OF_EVENTS: Final = _Kept(_NOT_TO_CLIENT_OF_EVENTS)
 
 
 def upstream_lines(fields: Fields) -> bytes:
     """What of the client's fields goes upstream, as lines."""
-    return _kept(fields, _NOT_UPSTREAM)
+    return _lines(fields, _UPSTREAM)
 
 
 def client_lines(fields: Fields, *, is_event_stream: bool) -> bytes:
     """What of the upstream's fields goes to the client, as lines."""
     if is_event_stream:
-        return _kept(fields, _NOT_TO_CLIENT_OF_EVENTS) + _UNBUFFERED
-    return _kept(fields, _NOT_TO_CLIENT)
+        return _lines(fields, _CLIENT_OF_EVENTS) + _UNBUFFERED
+    return _lines(fields, _CLIENT)
 
 
 def lines(fields: Mapping[str, str]) -> bytes:
@@ -78,19 +102,18 @@ def lines(fields: Mapping[str, str]) -> bytes:
 _UNBUFFERED: Final = lines(UNBUFFERED)
 
 
-def _kept(fields: Fields, dropped: frozenset[bytes]) -> bytes:
-    kept: list[bytes] = []
+def _lines(fields: Fields, kept: _Kept) -> bytes:
+    said: list[bytes] = []
     for name, value in fields:
-        low = name.lower()
-        if low == b"connection":
+        if kept[name]:
+            said += (name, b": ", value, b"\r\n")
+        elif name.lower() == b"connection":
             words = _words(value)
-            if not words <= {b"keep-alive", b"close", b""} and not words <= dropped:
+            if not words <= {b"keep-alive", b"close", b""} and not words <= kept.dropped:
                 # Of all of them: there may be thousands.
                 named = (_words(value) for name, value in fields if name.lower() == b"connection")
-                return _kept(fields, dropped.union(*named))
-        elif low not in dropped and not low.startswith(_OURS):
-            kept += (name, b": ", value, b"\r\n")
-    return b"".join(kept)
+                return _lines(fields, _Kept(kept.dropped.union(*named)))
+    return b"".join(said)
 
 
 def _words(value: bytes) -> set[bytes]:

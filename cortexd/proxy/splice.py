@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Final, cast
 
 from aiohttp import web
 
-from cortexd.proxy.door import Door, Sent
+from cortexd.proxy.door import Door, Sent, Sink
 
 _LARGE: Final = 16 * 1024  # bytes from which a piece of its own costs less than a copy
 _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
@@ -35,14 +34,14 @@ class Splice:
     is_open: the head went out. is_chunked: its end is told by chunks. is_ended: nothing may follow.
     first_at: when the first byte of the body was written, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
-    on_pause, on_resume: called when the client takes no more, and when it does again.
-    on_gone: called when it leaves.
+    source: told when the client takes no more, when it does again, and when it leaves.
     """
 
     # What most answers never change stands here, not in each of them.
     is_chunked = is_ended = is_event_stream = is_open = was_moved = False
     first = b""
     first_at: float | None = None
+    source: Sink | None = None
     status = 0
     _kept_size = 0
     _must_abort = False
@@ -56,9 +55,6 @@ class Splice:
         self._kept: list[bytes] = []
         self.is_paused = self._door.writing_paused  # by the answer before this one
         self.is_gone = request.transport is None
-        self.on_pause: Callable[[], None] = _nothing
-        self.on_resume: Callable[[], None] = _nothing
-        self.on_gone: Callable[[], None] = _nothing
         self._door.sink = self
 
     # What the exchange calls.
@@ -146,10 +142,6 @@ class Splice:
         """The answer is not whole, and only the connection can tell: it is reset, with the rest."""
         self.is_ended = self._must_abort = True
 
-    def unhook(self) -> None:
-        """Tell nobody any more what the client does."""
-        self.on_pause = self.on_resume = self.on_gone = _nothing
-
     def release(self) -> None:
         """Let go of the client's connection: the next request on it has a splice of its own."""
         self._door.sink = None
@@ -171,17 +163,20 @@ class Splice:
     def pause(self) -> None:
         """The client takes no more for now."""
         self.is_paused = True
-        self.on_pause()
+        if self.source is not None:
+            self.source.pause()
 
     def resume(self) -> None:
         """It does again."""
         self.is_paused = False
-        self.on_resume()
+        if self.source is not None:
+            self.source.resume()
 
     def lost(self) -> None:
         """It is gone."""
         self.is_gone = True
-        self.on_gone()
+        if self.source is not None:
+            self.source.lost()
 
     def _forget(self) -> None:
         """Keep the end of the body, and the beginning of it once."""
@@ -189,10 +184,6 @@ class Splice:
         self.first = self.first or whole[:_TAIL]
         self._kept = [whole[-_TAIL:]]
         self._kept_size = _TAIL
-
-
-def _nothing() -> None:
-    pass
 
 
 @lru_cache(maxsize=1)

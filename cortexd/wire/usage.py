@@ -74,11 +74,13 @@ def from_body(tail: bytes, head: bytes = b"") -> Usage | None:
     Engines that put them first have them in its first bytes, `head`.
     """
     if not head:  # then it is whole
-        with suppress(msgspec.DecodeError, RecursionError):
+        try:
             answer = _decode_answer(tail)
-            if answer.usage and (found := _usage(answer.usage)):
-                return found
-            return _usage(answer.timings) if answer.timings else None
+        except (msgspec.DecodeError, RecursionError):
+            return _last_in(tail)
+        if answer.usage and (found := _usage(answer.usage)):
+            return found
+        return _usage(answer.timings) if answer.timings else None
     return _last_in(tail) or (_last_in(head) if head else None)
 
 

@@ -230,14 +230,29 @@ async def test_a_handler_that_fails_after_the_head_adds_nothing_to_the_answer(
     assert "ZeroDivisionError" in caplog.text
 
 
+class Told:
+    """A source that notes what it is told."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def pause(self) -> None:
+        self._told.append("pause")
+
+    def resume(self) -> None:
+        self._told.append("resume")
+
+    def lost(self) -> None:
+        self._told.append("lost")
+
+
 async def test_a_client_that_does_not_keep_up_pauses_the_source_until_it_does() -> None:
     told: list[str] = []
     size = 0
 
     async def play(splice: Splice) -> None:
         nonlocal size
-        splice.on_pause = lambda: told.append("pause")
-        splice.on_resume = lambda: told.append("resume")
+        splice.source = Told(told)
         splice.start(200, b"OK", b"", None, is_sse=False)
         while not splice.is_paused:
             splice.write(bytes(50_000))
@@ -265,7 +280,7 @@ async def test_a_client_that_has_left_is_told_of_once_and_written_to_no_more() -
 
     async def play(splice: Splice) -> None:
         splices.append(splice)
-        splice.on_gone = lambda: told.append("gone")
+        splice.source = Told(told)
         splice.start(200, b"OK", SSE, None, is_sse=True)
         splice.say(b": own\n\n")
         await asyncio.Event().wait()
@@ -276,7 +291,7 @@ async def test_a_client_that_has_left_is_told_of_once_and_written_to_no_more() -
             await client.read_until(b": own")
         await until(site.cancelled.is_set)
         (splice,) = splices
-        assert (told, splice.is_gone) == (["gone"], True)
+        assert (told, splice.is_gone) == (["lost"], True)
         counted: Any = Counted(splice._transport)
         splice._transport = counted
         splice.write(b"data: 1\n\n")
