@@ -43,8 +43,8 @@ _decode_options: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None).dec
 
 def request_id(request: web.BaseRequest) -> str:
     """The caller's own id if it is a plain one, else a new one."""
-    given = request.headers.get(_GIVEN_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else new_request_id()
+    given = request.headers.get(_GIVEN_ID)
+    return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def new_request_id() -> str:

@@ -201,10 +201,10 @@ class Relay:
 
     def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
         said = f"X-Request-Id: {inbound.request_id}\r\n"
-        token = self._current.tokens.get(route.node)
-        node = self._registry.snapshot.nodes[route.node]
-        if token and is_own_host(route.endpoint, node.endpoint):
-            said += f"Authorization: Bearer {token}\r\n"
+        if token := self._current.tokens.get(route.node):
+            node = self._registry.snapshot.nodes[route.node]
+            if is_own_host(route.endpoint, node.endpoint):
+                said += f"Authorization: Bearer {token}\r\n"
         return said.encode()
 
     def _answer_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:

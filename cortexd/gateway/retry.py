@@ -29,6 +29,9 @@ class Attempts:
     is_fresh: the next one must not use a connection that was used before.
     """
 
+    since: float | None = None
+    is_fresh = _goes_back = _has_resent = False
+
     def __init__(
         self,
         dispatcher: Dispatcher,
@@ -40,16 +43,10 @@ class Attempts:
         patience_for: float = 0.0,
     ) -> None:
         self._dispatcher = dispatcher
-        self._tried: set[str] = set()
-        # It holds the set itself: what is tried later is in it, too.
-        self.query = Query(model, self._tried, affinity, turn)
+        self.query = Query(model, frozenset(), affinity, turn)
         self._left = retries
-        self._has_resent = False
-        self._goes_back = False
         self._began = dispatcher.now()
-        self._until = self._began + patience_for
-        self.since: float | None = None
-        self.is_fresh = False
+        self._patience_for = patience_for
 
     def declines(self, route: RouteDecision, status: int) -> bool:
         """Whether an answer with that status is given up, for a replica that is no busier or, after
@@ -76,27 +73,27 @@ class Attempts:
             case "refused" | "unreachable":  # it never saw the request; it may have moved
                 if await self._dispatcher.endpoint_moved(route) is not None:
                     return True
-                self._tried.add(route.node)
+                self.query = self._query_without(route)
                 return self._dispatcher.other(self.query) is not None
             case "unsent":
                 self.is_fresh = True
                 return True
             case "declined":
-                self._tried.add(route.node)
+                self.query = self._query_without(route)
                 return True
             case "reset" if not self._has_resent and fault.after <= RESEND_WITHIN:
                 self._has_resent = True
                 if fault.is_reused or self._dispatcher.other(self._query_without(route)) is None:
                     self.is_fresh = True
                 else:
-                    self._tried.add(route.node)
+                    self.query = self._query_without(route)
                 return True
             case _:
                 return False
 
     def _has_a_place(self, route: RouteDecision) -> bool:
         """Whether it waited for this model, and may wait for longer: others would come first."""
-        return route.is_cold_start and self._dispatcher.now() < self._until
+        return route.is_cold_start and self._dispatcher.now() < self._began + self._patience_for
 
     def _query_without(self, route: RouteDecision) -> Query:
-        return msgspec.structs.replace(self.query, tried={*self._tried, route.node})
+        return msgspec.structs.replace(self.query, tried={*self.query.tried, route.node})

@@ -265,7 +265,7 @@ class Door(web.RequestHandler):
             self._request_in_progress = True
             self._current_request = request
             try:
-                may_go_on = await self._answer(request)
+                may_go_on = await self._answer(request, payload)
             finally:
                 self._request_in_progress = False
                 self._current_request = None
@@ -280,10 +280,14 @@ class Door(web.RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _answer(self, request: web.BaseRequest) -> bool:
+    async def _answer(self, request: web.BaseRequest, payload: StreamReader) -> bool:
         """Whether the connection may go on after it."""
+        response: web.StreamResponse
         try:
-            response = await self._server.serve(request)
+            if isinstance(payload, Leftover):
+                response = self.turned_down(request, *payload.fault)
+            else:
+                response = await self._server.handler(request)
         except Exception:
             log.exception("a request handler failed")
             if request.writer.output_size > 0 or self._wire is None:
@@ -333,7 +337,7 @@ class DoorServer(web.Server):
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
         self.refuse = refuse
-        self._handler = handler
+        self.handler = handler
         self._max_body = max_body
         self._max_connections = max_connections
         self._limits = limits
@@ -409,18 +413,6 @@ class DoorServer(web.Server):
             message, payload, door, writer, task, self._loop, client_max_size=self._max_body
         )
 
-    def serve(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
-        """Have it answered."""
-        door = cast(Door, request.protocol)
-        if isinstance(door.serving, Leftover):
-            return self._turn_down(door, request, door.serving)
-        return self._handler(request)
-
-    async def _turn_down(
-        self, door: Door, request: web.BaseRequest, leftover: Leftover
-    ) -> web.StreamResponse:
-        return door.turned_down(request, *leftover.fault)
-
 
 class _Request(web.BaseRequest):
     """One whose connection ends with its answer when the server leaves, whatever the client wanted;
@@ -428,7 +420,7 @@ class _Request(web.BaseRequest):
 
     @property
     def keep_alive(self) -> bool:
-        return super().keep_alive and not cast(Door, self._protocol).is_leaving
+        return not (self._message.should_close or cast(Door, self._protocol).is_leaving)
 
 
 class _TurnedAway(asyncio.Protocol):

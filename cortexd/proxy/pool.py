@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections import OrderedDict
 from contextlib import suppress
 from functools import lru_cache
+from itertools import takewhile
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -60,11 +60,11 @@ class Pool:
         self._sweeper = sweeper
         self._tls = tls
         self._loop = asyncio.get_running_loop()
-        # The last one given is the last in its order.
-        self._idle: dict[object, OrderedDict[Connection, None]] = {}
+        # Of each origin in the order in which they were given.
+        self._idle: dict[object, dict[Connection, None]] = {}
 
     def __repr__(self) -> str:
-        idle = ", ".join(f"{origin}: {len(kept)}" for origin, kept in self._idle.items())
+        idle = ", ".join(f"{origin}: {len(kept)}" for origin, kept in self._idle.items() if kept)
         return f"<Pool idle {{{idle}}}>"
 
     def take(self, origin: Origin) -> Connection | None:
@@ -73,8 +73,6 @@ class Pool:
         oldest = self._loop.time() - IDLE
         while kept:
             connection, _ = kept.popitem()
-            if not kept:
-                del self._idle[origin]
             if connection.idle_since > oldest:
                 return connection
             connection.close()
@@ -101,24 +99,24 @@ class Pool:
         if not connection.is_open:
             return
         connection.idle_since = self._loop.time()
-        if not self._idle:
+        kept = self._idle.get(connection.origin)
+        if kept is None:
+            kept = self._idle[connection.origin] = {}
             self._sweeper.watch(self)
-        self._idle.setdefault(connection.origin, OrderedDict())[connection] = None
+        kept[connection] = None
 
     def lost(self, connection: Connection) -> None:
         """Forget one that was closed while it was idle."""
         kept = self._idle.get(connection.origin)
         if kept is not None:
             kept.pop(connection, None)
-            if not kept:
-                del self._idle[connection.origin]
 
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long."""
         for origin, kept in list(self._idle.items()):
-            while kept and (oldest := next(iter(kept))).idle_since <= now - IDLE:
-                del kept[oldest]
-                oldest.close()
+            for connection in list(takewhile(lambda idle: idle.idle_since <= now - IDLE, kept)):
+                del kept[connection]
+                connection.close()
             if not kept:
                 del self._idle[origin]
         if not self._idle:

@@ -48,14 +48,14 @@ class Splice:
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
-        self._door = cast(Door, request.protocol)
-        self._transport = cast(asyncio.Transport, request.transport)
+        self._door = door = cast(Door, request.protocol)
+        self._transport = cast(asyncio.Transport, door.transport)
         self._must_close = not request.keep_alive or request.version < (1, 1)
         self._out: list[bytes] = []
         self._kept: list[bytes] = []
-        self.is_paused = self._door.writing_paused  # by the answer before this one
-        self.is_gone = request.transport is None
-        self._door.sink = self
+        self.is_paused = door.writing_paused  # by the answer before this one
+        self.is_gone = door.transport is None
+        door.sink = self
 
     # What the exchange calls.
 
