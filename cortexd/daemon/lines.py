@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 MOST: Final = 1 << 20  # bytes that wait; at a busy gateway's 300 a request some seconds' worth
 LAST_WORDS: Final = 1.0  # seconds that the end of the process waits for what is left
 PIECE: Final = 1 << 16  # bytes of one write
+# Seconds between two writes, in which lines gather: each has the threads change places.
+PAUSE: Final = 0.05
 
 
 class Lines:
@@ -33,6 +35,7 @@ class Lines:
         self._held = 0
         self._lost = 0  # lines since the last that could be written
         self._changed = threading.Condition(threading.Lock())
+        self._is_closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def isatty(self) -> bool:
@@ -60,6 +63,7 @@ class Lines:
 
     def close(self) -> None:
         """Wait a moment for what is left."""
+        self._is_closing.set()
         with self._changed:
             self._changed.wait_for(lambda: not self._held, LAST_WORDS)
 
@@ -85,6 +89,7 @@ class Lines:
                 self._changed.notify_all()
             if missed:
                 log.warning("%d log lines were lost: nobody took them off stderr in time", missed)
+            self._is_closing.wait(PAUSE)
 
 
 def _put(descriptor: int, content: bytes) -> int:

@@ -40,7 +40,9 @@ class Face:
         path = request.rel_url.path
         inbound = Inbound(request, path, request_id(request), dialect_of(path), time.monotonic())
         try:
-            return await self._route(inbound)(inbound)
+            methods = self._paths.get(path)
+            handler = methods.get(request.method) if methods is not None else None
+            return await (handler or self._otherwise(inbound, methods))(inbound)
         except Refusal as refused:
             refusal = refused
         except Exception:
@@ -54,8 +56,8 @@ class Face:
         self._metrics.refusals.inc(refusal.kind.code)
         return answer(refusal, inbound.dialect, inbound.request_id)
 
-    def _route(self, inbound: Inbound) -> Handler:
-        methods = self._paths.get(inbound.path)
+    def _otherwise(self, inbound: Inbound, methods: Methods | None) -> Handler:
+        """Where it goes that no exact path takes. Raises Refusal."""
         if methods is None:
             for prefix, below in self._prefixes.items():
                 if inbound.path.startswith(prefix):

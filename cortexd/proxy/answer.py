@@ -7,6 +7,7 @@ hostile, too), tells its receiver what came, and decides nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Final, Literal, NamedTuple, Protocol
 
 from httptools import (
@@ -21,6 +22,7 @@ from cortexd.proxy.headers import Fields
 MAX_HEAD: Final = 64 * 1024  # bytes; httptools has no limit, and feeding it an endless head is slow
 MAX_INFORMATIONAL: Final = 8  # 1xx heads before the real one
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
+_FRAMING: Final = frozenset({b"content-length", b"content-type", b"transfer-encoding"})
 _BODILESS: Final = frozenset({204, 304})  # RFC 9110, section 6.4.1
 BROKEN: Final = (HttpParserError, HttpParserUpgrade)  # what the parser raises; see `fault_of`
 
@@ -108,7 +110,6 @@ class Answer:
     head_size = left = 0
     _informational = 0
     _reason = b""
-    _size = 0
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -130,29 +131,25 @@ class Answer:
         else:
             self.left -= len(text) - end - 4
 
-    def on_message_begin(self) -> None:
-        """A second answer to one request is none."""
-        if self.is_complete:
-            raise UpstreamFault("invalid", "it sent more than was asked for")
-
     def on_status(self, status: bytes) -> None:
         """A part of the reason phrase."""
-        self._size += len(status)
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field; those after the body (trailers) are dropped."""
-        self._size += len(name) + len(value)
         if not self.has_head:
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Check what the parser does not, and tell."""
+        if self.is_complete:
+            raise UpstreamFault("invalid", "it sent more than was asked for")
         status = self.parser.get_status_code()
         version = self.parser.get_http_version()
         if version not in _VERSIONS or not 100 <= status <= 599:
             raise UpstreamFault("invalid", "it does not speak HTTP/1.1")
-        if self._size > MAX_HEAD:
+        # What comes in one read is no larger than that.
+        if self.head_size and len(self._reason) + sum(map(len, chain(*self._fields))) > MAX_HEAD:
             raise UpstreamFault("invalid", "its head is too large")
         if status < 200:
             self._informational += 1
@@ -186,7 +183,10 @@ def _framing(fields: Fields) -> tuple[int | None, bool, bool]:
     length: int | None = None
     is_chunked = is_event_stream = False
     for name, value in fields:
-        match name.lower():
+        low = name.lower()
+        if low not in _FRAMING:
+            continue
+        match low:
             case b"content-length":
                 digits = value.strip(b" \t")
                 if not digits.isdigit() or length not in (None, int(digits)):
