@@ -32,7 +32,10 @@ def run(args: argparse.Namespace) -> None:
     )
     direct: dict[str, list[float]] = {}
     through: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="cortexd-bench-") as folder, Processes() as processes:
+    with (
+        tempfile.TemporaryDirectory(prefix="cortexd-bench-") as folder,
+        Processes(apart=args.apart) as processes,
+    ):
         [upstream] = start_upstream(processes, "--events", EVENTS, "--pace", PACE)
         load = Companion(processes, "bench.load")
         subjects = start_subjects(processes, upstream, Path(folder), args)

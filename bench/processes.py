@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -31,9 +31,16 @@ class Processes:
 
     Each gets a session of its own, so that Ctrl-C comes to us alone and nobody dies halfway
     through an orderly end; and it is told to end should we vanish.
+
+    apart: who is measured has one core to itself, who measures has the others. Where they take
+    turns on a core, each leaves cold caches to the next, and a figure tells of all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = False) -> None:
+        ours = theirs = sorted(os.sched_getaffinity(0))
+        if apart and len(ours) > 1:
+            ours, theirs = ours[:-1], ours[-1:]
+        self._ours, self._theirs = ours, theirs
         self._running: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Self:
@@ -58,7 +65,8 @@ class Processes:
         pipes: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start `command`; what it says goes to `log`. `pipes`: stdin and stdout are ours."""
+        """Start `command`; what it says goes to `log`. `pipes`: it measures; stdin and stdout are
+        ours."""
         output: IO[bytes] | int = log.open("ab") if log else subprocess.DEVNULL
         paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         process = subprocess.Popen(
@@ -67,7 +75,7 @@ class Processes:
             stdout=subprocess.PIPE if pipes else output,
             stderr=None if pipes else output,
             start_new_session=True,
-            preexec_fn=following_us(),  # noqa: PLW1509 - we have one thread
+            preexec_fn=_on(self._ours if pipes else self._theirs),  # noqa: PLW1509 - we have one thread
             env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
         )
         if not isinstance(output, int):
@@ -88,6 +96,17 @@ class Processes:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+
+
+def _on(cores: Collection[int]) -> Callable[[], None]:
+    """For `preexec_fn`: before it counts the cores that there are for it."""
+    follow = following_us()
+
+    def prepare() -> None:
+        follow()
+        os.sched_setaffinity(0, cores)
+
+    return prepare
 
 
 class Companion:

@@ -21,6 +21,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", type=Path, metavar="VENV", help="where the peers are installed")
     parser.add_argument("--policy", help="of the Rust routers (default: their own)")
     parser.add_argument(
+        "--apart", action="store_true", help="each subject on a core of its own: less noise"
+    )
+    parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="measure these subjects only"
     )
 
@@ -111,7 +114,10 @@ def _compare(
     window(load, subject, warming=…) runs one batch and returns how many units it was.
     """
     costs: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="cortexd-bench-") as folder, Processes() as processes:
+    with (
+        tempfile.TemporaryDirectory(prefix="cortexd-bench-") as folder,
+        Processes(apart=args.apart) as processes,
+    ):
         [upstream] = start_upstream(processes, *options)
         load = Companion(processes, "bench.load")
         subjects = start_subjects(processes, upstream, Path(folder), args)
