@@ -42,7 +42,7 @@ class Wheel:
 
     A new stream's first turn comes after one tick more than the last one's, so that streams which
     begin together do not speak together: the cheapest case for a proxy would be hundreds of chunks
-    in one wake-up, which no fleet of engines gives it.
+    in one wake-up, which no fleet of engines gives it. It stands still when there are none.
     """
 
     def __init__(self, pace: float) -> None:
@@ -52,23 +52,30 @@ class Wheel:
         self._turn = 0
         self._offset = 0
         self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time()
-        self._run()
+        self._due = 0.0
+        self._streams = 0
 
     def add(self, stream: Conversation) -> None:
         """Let `stream` send once per pace, until its `send_next` is false."""
         self._slots[(self._turn + self._offset) % len(self._slots)].append(stream)
         self._offset += 1
+        self._streams += 1
+        if self._streams == 1:
+            self._due = self._loop.time() + self._tick
+            self._loop.call_at(self._due, self._run)
 
     def _run(self) -> None:
-        now = self._loop.time()
+        # The loop counts whole milliseconds: waiting for a part of one is spinning.
+        now = self._loop.time() + FINEST / 2
         while self._due <= now:
             slot = self._slots[self._turn]
             if slot:
-                self._slots[self._turn] = [stream for stream in slot if stream.send_next()]
+                left = self._slots[self._turn] = [each for each in slot if each.send_next()]
+                self._streams -= len(slot) - len(left)
             self._turn = (self._turn + 1) % len(self._slots)
             self._due += self._tick
-        self._loop.call_at(self._due, self._run)
+        if self._streams:
+            self._loop.call_at(self._due, self._run)
 
 
 class Upstream:

@@ -49,9 +49,10 @@ from cortexd.gateway.reload import Reload
 from cortexd.gateway.shutdown import Shutdown
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient
-from cortexd.proxy.door import DoorServer, Handler
+from cortexd.proxy.door import Handler
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.listen import connection_cap
+from cortexd.proxy.server import DoorServer
 
 INFERENCE_PATHS = (
     "/v1/chat/completions",

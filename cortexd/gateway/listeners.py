@@ -16,8 +16,8 @@ from typing import Final, Literal
 from cortexd.config import gateway as config
 from cortexd.config.address import UNIX, parse_listen, unix_path
 from cortexd.daemon.tasks import Tasks
-from cortexd.proxy.door import DoorServer
 from cortexd.proxy.listen import BACKLOG, GRACE, Listener, listen, serve_on
+from cortexd.proxy.server import DoorServer
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from cortexd.neuron.devices import Devices
 from cortexd.neuron.harness import Harness
 from cortexd.neuron.harnesses.llamacpp import LlamaCpp
 from cortexd.neuron.residency import Residency
-from cortexd.proxy.door import DoorServer
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.listen import Listener, TooFewDescriptors, connection_cap, listen
+from cortexd.proxy.server import DoorServer
 
 log = logging.getLogger(__name__)
 

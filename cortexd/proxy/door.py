@@ -1,7 +1,8 @@
-"""Accepted connections and their server: the client's side of the byte path.
+"""Accepted connections: the client's side of the byte path.
 
-aiohttp's server, with what it leaves out: deadlines for slow peers, a cap on connections, refusals
-in the caller's envelope, and word of back-pressure for whoever writes to the transport itself.
+aiohttp's, with what it leaves out: deadlines for slow peers, refusals in the caller's envelope, and
+word of back-pressure for whoever writes to the transport itself; and without what it costs to
+answer each request in a task of its own.
 What may come in is `gate`'s to say; nothing here knows what a request means. What is relied on
 inside aiohttp is pinned by a test, so that an upgrade which changes it fails loudly.
 """
@@ -24,7 +25,6 @@ from aiohttp.http_parser import RawRequestMessage
 from cortexd import errors
 from cortexd.errors import Kind, Refusal
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET, Gate, Leftover, Parser
-from cortexd.proxy.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ HIGH_WATER: Final = 64 << 10
 LOW_WATER: Final = 16 << 10
 # Of a body that nobody reads yet, per request; up to 32 requests may queue on one connection.
 READ_BUFFER: Final = 32 << 10
-SWEEP: Final = 1.0  # seconds between two looks at the deadlines; they are met to within that
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 # (the request, or None when it is a connection that is refused; what it is; words for a person)
@@ -59,6 +58,9 @@ class Limits:
     stall: float = 60.0
     idle: float = 75.0
     linger: float = 5.0
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 
 class Sink(Protocol):
@@ -95,6 +97,30 @@ class Sent(web.StreamResponse):
         return True
 
 
+_CUT: Final = Sent(may_go_on=False)
+# Of a request: it would hold its task, and its task it.
+_NO_TASK: Final = cast("asyncio.Task[None]", None)
+
+
+class Keeper(web.Server):
+    """What a door knows of its server.
+
+    refuse: makes the answer to what never reaches the handler.
+    max_body: bytes that `request.read()` takes.
+    is_leaving: every answer is the last on its connection.
+    """
+
+    def __init__(self, handler: Handler, refuse: Refuse, max_body: int) -> None:
+        super().__init__(handler, handler_cancellation=True)
+        self.handler = handler
+        self.refuse = refuse
+        self.max_body = max_body
+        self.is_leaving = False
+
+    def forget(self, door: Door) -> None:
+        """Its connection has ended."""
+
+
 class Door(web.RequestHandler):
     """One accepted connection.
 
@@ -116,9 +142,7 @@ class Door(web.RequestHandler):
         "sink",
     )
 
-    def __init__(
-        self, server: DoorServer, *, loop: asyncio.AbstractEventLoop, limits: Limits
-    ) -> None:
+    def __init__(self, server: Keeper, *, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -209,7 +233,7 @@ class Door(web.RequestHandler):
         return now - gate.since > self._limits.body
 
     def _is_forgotten(self, now: float) -> bool:
-        if not self.is_idle or self._request_count != self._asked:
+        if not self.is_idle or self._unsent or self._request_count != self._asked:
             self._asked, self._since = self._request_count, now
         return now - self._since > self._limits.idle
 
@@ -217,8 +241,8 @@ class Door(web.RequestHandler):
         """Cut the connection of a client that is past a deadline."""
         if not self.is_late(now):
             return
-        if self.is_idle and not self._unsent:
-            self.force_close()  # nobody has lost anything
+        if self.is_idle and not self._unsent:  # nobody loses anything
+            self.force_close()
         else:
             self.abort()
 
@@ -245,62 +269,79 @@ class Door(web.RequestHandler):
     async def start(self) -> None:
         """Answer one request after the other: what the connection's task does.
 
-        aiohttp's own takes a task of its own for each of them, which costs as much as to parse it.
+        aiohttp's own takes a task for each of them, which costs as much as to parse it.
         """
-        loop, gate = self._loop, cast(Gate, self._gate)
-        while not self._force_close:
-            if not self._messages:
-                self._waiter = loop.create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
-            message, payload = self._messages.popleft()
-            gate.message_consumed()
-            if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-                self._resume_reading_if_drained()
-            self.serving = payload
-            # `gate` lets nothing else through.
-            request = self._server.request(cast(RawRequestMessage, message), payload, self)
-            self._request_in_progress = True
-            self._current_request = request
-            try:
-                may_go_on = await self._answer(request, payload)
-            finally:
-                self._request_in_progress = False
-                self._current_request = None
-                if self._handler_waiter is not None:
-                    self._handler_waiter.set_result(None)
-            if not payload.is_eof():
-                await self._linger(payload)
-            if not may_go_on or self._close:
-                break
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                if not await self._serve(*self._messages.popleft()) or self._close:
+                    break
+        except BaseException:
+            self.force_close()
+            raise
         if not self._force_close:
             self._task_handler = None
             if self.transport is not None:
                 self.transport.close()
 
-    async def _answer(self, request: web.BaseRequest, payload: StreamReader) -> bool:
-        """Whether the connection may go on after it."""
+    async def _serve(self, message: Any, payload: StreamReader) -> bool:
+        """Answer one; whether the connection may go on after it."""
+        cast(Gate, self._gate).message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        request = self._request(message, payload)
+        self.serving = payload
+        self._request_in_progress = True
+        self._current_request = request
         response: web.StreamResponse
         try:
             if isinstance(payload, Leftover):
                 response = self.turned_down(request, *payload.fault)
             else:
-                response = await self._server.handler(request)
-        except Exception:
-            log.exception("a request handler failed")
-            if request.writer.output_size > 0 or self._wire is None:
-                self.abort()  # an error must not land among the bytes of an answer
-                return False
-            response = self.turned_down(
-                request, errors.INTERNAL_ERROR, "The request failed; the log has the details."
-            )
-        if not isinstance(response, Sent):
-            response, is_lost = await self.finish_response(request, response, None)
-            if is_lost:
-                return False
-        return bool(response.keep_alive)
+                try:
+                    response = await self._server.handler(request)
+                except Exception:
+                    log.exception("a request handler failed")
+                    response = self._in_its_place(request)
+            if isinstance(response, Sent):
+                may_go_on = response.keep_alive
+            else:
+                response, is_lost = await self.finish_response(request, response, None)
+                may_go_on = bool(response.keep_alive) and not is_lost
+        finally:
+            self._request_in_progress = False
+            self._current_request = None
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
+        if not payload.is_eof():
+            await self._linger(payload)
+        return may_go_on
+
+    def _request(self, message: RawRequestMessage, payload: StreamReader) -> web.BaseRequest:
+        writer = StreamWriter(self, self._loop)
+        return _Request(
+            message,
+            payload,
+            self,
+            writer,
+            _NO_TASK,
+            self._loop,
+            client_max_size=self._server.max_body,
+        )
+
+    def _in_its_place(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The answer of a handler that failed."""
+        if request.writer.output_size > 0 or self._wire is None:
+            self.abort()  # an error must not land among the bytes of an answer
+            return _CUT
+        return self.turned_down(
+            request, errors.INTERNAL_ERROR, "The request failed; the log has the details."
+        )
 
     async def _linger(self, payload: StreamReader) -> None:
         """Read what is left of a body, else closing would destroy the answer on its way."""
@@ -318,102 +359,6 @@ class Door(web.RequestHandler):
         return response
 
 
-class DoorServer(web.Server):
-    """Makes a Door of every connection and hands their requests to `handler`.
-
-    refuse: makes the answer to what never reaches the handler.
-    max_body: bytes that `request.read()` takes.
-    max_connections: above it a connection is answered 503 `overloaded` and closed.
-    """
-
-    def __init__(
-        self,
-        handler: Handler,
-        refuse: Refuse,
-        *,
-        max_body: int,
-        max_connections: int,
-        limits: Limits = Limits(),
-    ) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self.refuse = refuse
-        self.handler = handler
-        self._max_body = max_body
-        self._max_connections = max_connections
-        self._limits = limits
-        self.is_leaving = False  # every answer is the last on its connection
-        self._doors: set[Door] = set()
-        self._were_idle: set[Door] = set()
-        self._are_gone = asyncio.Event()
-        self._are_gone.set()
-        # The only timer there is for deadlines, whatever the number of connections.
-        self._sweeper = Sweeper(
-            min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall, limits.idle)))
-        )
-
-    @property
-    def doors(self) -> frozenset[Door]:
-        """The connections that are open."""
-        return frozenset(self._doors)
-
-    def __call__(self) -> Any:
-        """The protocol of a new connection."""
-        if len(self._doors) >= self._max_connections:
-            return _TurnedAway(self.refuse)
-        door = Door(self, loop=self._loop, limits=self._limits)
-        self._doors.add(door)
-        self._are_gone.clear()
-        self._sweeper.watch(door)
-        return door
-
-    def forget(self, door: Door) -> None:
-        """A connection has ended."""
-        self._sweeper.forget(door)
-        self._doors.discard(door)
-        if not self._doors:
-            self._are_gone.set()
-
-    def leave(self) -> None:
-        """From now on every answer says `Connection: close`: clients go before they must."""
-        if not self.is_leaving:
-            self.is_leaving = True
-            self._were_idle = self._idle()
-
-    def hang_up(self) -> None:
-        """End the connections on which nothing was asked for, now or the last time: who has just
-        heard the end of an answer that did not say so may ask once more."""
-        idle = self._idle()
-        for door in idle & self._were_idle:
-            door.force_close()  # `close` would leave the transport open
-        self._were_idle = idle
-
-    def _idle(self) -> set[Door]:
-        return {door for door in self._doors if door.is_idle}
-
-    async def wait_gone(self) -> None:
-        """Wait until no connection is left."""
-        await self._are_gone.wait()
-
-    def abort(self) -> None:
-        """Cut every connection that is left."""
-        for door in list(self._doors):
-            door.abort()
-
-    def request(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        door: Door,
-    ) -> web.BaseRequest:
-        """One that came in at that door."""
-        writer = StreamWriter(door, self._loop)
-        # Its task would hold it, and it its task: nobody asks for that.
-        task = cast("asyncio.Task[None]", None)
-        return _Request(
-            message, payload, door, writer, task, self._loop, client_max_size=self._max_body
-        )
-
-
 class _Request(web.BaseRequest):
     """One whose connection ends with its answer when the server leaves, whatever the client wanted;
     it may have been asked before that."""
@@ -421,26 +366,3 @@ class _Request(web.BaseRequest):
     @property
     def keep_alive(self) -> bool:
         return not (self._message.should_close or cast(Door, self._protocol).is_leaving)
-
-
-class _TurnedAway(asyncio.Protocol):
-    """A connection too many: answered before it asked, and closed, at the least cost."""
-
-    def __init__(self, refuse: Refuse) -> None:
-        self._refuse = refuse
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        response = self._refuse(
-            None, errors.OVERLOADED, "Too many connections are open here; try again in a moment."
-        )
-        wire = cast(asyncio.Transport, transport)
-        wire.write(_serialized(response))
-        wire.close()
-
-
-def _serialized(response: web.Response) -> bytes:
-    body = cast(bytes, response.body)
-    head = [f"HTTP/1.1 {response.status} {response.reason}"]
-    head += [f"{name}: {value}" for name, value in response.headers.items()]
-    head += [f"Content-Length: {len(body)}", "Connection: close", "\r\n"]
-    return "\r\n".join(head).encode() + body

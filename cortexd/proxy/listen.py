@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from cortexd.proxy.door import DoorServer
+from cortexd.proxy.server import DoorServer
 
 BACKLOG: Final = 1024
 # Bytes that the kernel takes before it calls a socket full: else it would hide megabytes of a

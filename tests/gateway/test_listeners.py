@@ -9,8 +9,8 @@ import pytest
 
 from cortexd.config.gateway import Gateway
 from cortexd.gateway.listeners import CantListen, Key, Listeners, keyed, spelt
-from cortexd.proxy.door import DoorServer
 from cortexd.proxy.listen import UNSENT
+from cortexd.proxy.server import DoorServer
 from tests.functional.raw import connected
 from tests.proxy.site import Site
 from tests.waiting import until

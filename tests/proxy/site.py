@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from cortexd.errors import Kind
-from cortexd.proxy.door import Door, DoorServer, Limits
+from cortexd.proxy.door import Door, Limits
 from cortexd.proxy.listen import Listener, listen
+from cortexd.proxy.server import DoorServer
 from tests.functional.raw import Address
 
 PATIENT = Limits(3600, 3600, 3600, 3600, 3600)

@@ -12,8 +12,9 @@ import pytest
 from aiohttp import web
 
 from cortexd.proxy import door as doors
-from cortexd.proxy.door import DoorServer, Limits
+from cortexd.proxy.door import Limits
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
+from cortexd.proxy.server import DoorServer
 from tests.functional.raw import answered, answers, connected
 from tests.proxy.site import PATIENT, Site, held, open_site
 from tests.waiting import until

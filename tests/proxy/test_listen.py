@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 from cortexd.proxy import listen as listening
-from cortexd.proxy.door import DoorServer
 from cortexd.proxy.listen import Listener, connection_cap, listen
+from cortexd.proxy.server import DoorServer
 from tests.functional.raw import Client, answered, connected
 from tests.proxy.site import Site, held, open_site
 from tests.waiting import until
