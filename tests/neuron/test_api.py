@@ -353,7 +353,7 @@ async def test_head_is_get_without_a_body() -> None:
 
 async def test_a_body_over_the_bound_is_refused_in_the_callers_envelope() -> None:
     async with running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (neuron, session):
-        neuron._listener.server._max_body = 10  # type: ignore[union-attr]
+        neuron._listener.server.max_body = 10  # type: ignore[union-attr]
         async with session.post("/v1/completions", json={"model": "a"}) as answer:
             assert answer.status == 413
             assert (await answer.json())["error"]["code"] == "request_too_large"
