@@ -37,7 +37,9 @@ class Face:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
-        path = request.rel_url.path
+        path = request.raw_path
+        if path not in self._paths:  # it has a query, say
+            path = request.rel_url.path
         inbound = Inbound(request, path, request_id(request), dialect_of(path), time.monotonic())
         try:
             methods = self._paths.get(path)

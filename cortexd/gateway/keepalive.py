@@ -13,8 +13,10 @@ from typing import Final
 
 import msgspec
 
+from cortexd.config.current import Current
 from cortexd.control.entry import Entry
 from cortexd.errors import Refusal
+from cortexd.gateway.cors import allowance_lines
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.refusals import last_words, own_lines
 from cortexd.proxy.headers import UNBUFFERED, lines
@@ -33,30 +35,18 @@ def can_wait(inbound: Inbound) -> bool:
 
 
 class KeepAlive:
-    """The signs of life on one stream. `interval`: seconds. `shows_node`: name it in them.
+    """The signs of life on one stream. Most streams need none: it costs little to have one."""
 
-    marks: further lines of the head.
-    """
+    _waits = False
+    _load: Entry | None = None
+    _lazy_node: str | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _said = 0  # events of ours, which Responses numbers
 
-    def __init__(
-        self,
-        inbound: Inbound,
-        splice: Splice,
-        interval: float,
-        *,
-        shows_node: bool,
-        marks: bytes = b"",
-    ) -> None:
+    def __init__(self, inbound: Inbound, splice: Splice, current: Current) -> None:
         self._inbound = inbound
         self._splice = splice
-        self._interval = interval
-        self._shows_node = shows_node
-        self._marks = marks
-        self._waits = False
-        self._load: Entry | None = None
-        self._lazy_node: str | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._said = 0  # events of ours, which Responses numbers
+        self._current = current
 
     def waits_for(self, load: Entry | None) -> None:
         """The request waits for this load; None: for its turn after one."""
@@ -88,7 +78,7 @@ class KeepAlive:
     def _begin(self) -> None:
         if self._timer is None and self._splice.first_at is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._interval, self._beat)
+            self._timer = loop.call_later(self._current.config.loading.keepalive, self._beat)
 
     def _beat(self) -> None:
         self._timer = None
@@ -102,15 +92,16 @@ class KeepAlive:
         self._begin()
 
     def _head(self) -> bytes:
-        inbound = self._inbound
+        inbound, gateway = self._inbound, self._current.config.gateway
         said = {"Content-Type": "text/event-stream"} | UNBUFFERED
-        if self._shows_node:
+        if gateway.expose_route:
             said |= {
                 "x-cortex-model": inbound.model or "",
                 "x-cortex-cold-start": "true",
                 "x-cortex-route": "cold" if self._waits else "lazy",
             }
-        return own_lines(inbound.dialect, inbound.request_id) + lines(said) + self._marks
+        marks = allowance_lines(inbound.request, gateway.cors_origins)
+        return own_lines(inbound.dialect, inbound.request_id) + lines(said) + marks
 
     def _words(self) -> bytes:
         if self._inbound.dialect == "anthropic":
@@ -124,7 +115,7 @@ class KeepAlive:
         load = self._load
         said = f"cortexd loading {self._inbound.model}"
         node = self._lazy_node if load is None else load.node
-        if self._shows_node and node:
+        if self._current.config.gateway.expose_route and node:
             said += f" on {node}"
         if load is not None and load.fraction is not None:
             said += f" {load.fraction:.0%}"

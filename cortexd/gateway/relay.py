@@ -72,7 +72,7 @@ class Relay:
             body = await self._read(inbound, hold)
             splice = Splice(inbound.request)
             if can_wait(inbound):
-                alive = self._keep_alive(inbound, splice)
+                alive = KeepAlive(inbound, splice, self._current)
             carried = inbound.carried = await self._carry(inbound, body, splice, alive)
             inbound.status = carried.status
             return splice.response()
@@ -114,16 +114,6 @@ class Relay:
             inbound.hides_usage = asking is not None
             body = asking or body
         return body
-
-    def _keep_alive(self, inbound: Inbound, splice: Splice) -> KeepAlive:
-        config = self._current.config
-        return KeepAlive(
-            inbound,
-            splice,
-            config.loading.keepalive,
-            shows_node=config.gateway.expose_route,
-            marks=allowance_lines(inbound.request, config.gateway.cors_origins),
-        )
 
     async def _carry(
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
@@ -180,10 +170,14 @@ class Relay:
         if inbound.is_stream:
             is_lazy = route.route == "lazy"
             first_byte = config.loading.timeout if is_lazy else upstream.first_byte_timeout
-        query = inbound.request.rel_url.raw_query_string
+        target = inbound.path
+        if inbound.request.raw_path != target and (
+            query := inbound.request.rel_url.raw_query_string
+        ):
+            target = f"{target}?{query}"
         return Call(
             base=route.endpoint,
-            target=f"{inbound.path}?{query}" if query else inbound.path,
+            target=target,
             body=body,
             lines=self._upstream_lines(inbound, route),
             answer_lines=self._answer_lines(inbound, route),

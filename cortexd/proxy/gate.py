@@ -142,7 +142,7 @@ class Gate:
                 blob = b"".join(chain.from_iterable(message.raw_headers))
                 if (fault := _fault(message, len(blob))) is not None:
                     return self._refuse(fed[0][:index], message, fault)
-                if b"_" in blob or message.url.absolute:
+                if b"_" in blob or not message.path.startswith("/"):
                     fit = list(fed[0])
                     fit[index] = _cleaned(message), fit[index][1]
                     fed = fit, fed[1], fed[2]
