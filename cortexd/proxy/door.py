@@ -281,7 +281,10 @@ class Door(web.RequestHandler):
                         self._waiter = None
                 if not await self._serve(*self._messages.popleft()) or self._close:
                     break
-        except BaseException:
+        except Exception:
+            log.exception("a connection failed")
+            self.force_close()
+        except BaseException:  # cancelled
             self.force_close()
             raise
         if not self._force_close:

@@ -8,12 +8,12 @@ import importlib.metadata
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpProcessingError, HttpRequestParser
+from aiohttp.http import HttpProcessingError, HttpRequestParser, StreamWriter
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
@@ -53,55 +53,6 @@ class Raw(web.StreamResponse):
 
     async def write_eof(self, data: bytes = b"") -> None:
         pass
-
-
-def write_raw(request: web.BaseRequest, body: bytes) -> Raw:
-    assert request.transport is not None
-    request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-    request.writer.output_size = 1
-    return Raw(request)
-
-
-async def test_an_answer_written_around_aiohttp_lets_the_connection_go_on() -> None:
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        return write_raw(request, request.path.encode())
-
-    async with served(handle) as address, connected(address) as client:
-        await client.send(GET % b"1" + GET % b"2")  # in one piece: pipelined
-        await client.read_until(b"/2")
-        await client.send(LAST % b"3" + b"\r\n")
-        await client.read_rest()
-        bodies = [each.body for each in answers(client.received, *["GET"] * 3)]
-        assert bodies == [b"/1", b"/2", b"/3"]
-
-
-async def test_a_body_that_nobody_read_is_drained_before_the_next_request() -> None:
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        return write_raw(request, request.path.encode())
-
-    post = b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n" + GET % b"x" * 1
-    async with served(handle) as address, connected(address) as client:
-        await client.send(post)
-        await client.read_until(b"/1")
-        await client.send(bytes(600_000 - len(GET % b"x")) + LAST % b"2")
-        await client.read_rest()
-        bodies = [each.body for each in answers(client.received, "POST", "GET")]
-        assert bodies == [b"/1", b"/2"]
-
-
-async def test_after_bytes_went_out_a_failure_adds_none() -> None:
-    is_read = asyncio.Event()
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        write_raw(request, b"begun")
-        await is_read.wait()
-        raise ZeroDivisionError
-
-    async with served(handle) as address, connected(address) as client:
-        await client.send(GET % b"")
-        await client.read_until(b"begun")
-        is_read.set()
-        assert await client.read_rest() == b""
 
 
 async def test_a_client_that_leaves_cancels_its_handler_once() -> None:
@@ -183,57 +134,6 @@ async def test_a_request_that_says_no_keep_alive_ends_the_connection_and_says_so
         assert answer.get("connection") == "close"
 
 
-async def test_what_is_left_of_a_body_is_read_after_the_answer() -> None:
-    """`gate.Leftover` is such a body."""
-    order: list[str] = []
-
-    class Body(StreamReader):
-        async def readany(self) -> bytes:
-            order.append("readany")
-            return await asyncio.get_running_loop().create_future()
-
-    def make(
-        message: RawRequestMessage, payload: StreamReader, protocol: Any, writer: Any, task: Any
-    ) -> web.BaseRequest:
-        return web.BaseRequest(message, payload, protocol, writer, task, protocol._loop)
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        order.append(type(request.content).__name__)
-        return web.Response(body=b"x")
-
-    class Parser:
-        def __init__(self, parser: Any, protocol: BaseProtocol) -> None:
-            self._parser = parser
-            self._protocol = protocol
-
-        def feed_data(self, data: bytes) -> Any:
-            ((message, _),), upgraded, tail = self._parser.feed_data(data)
-            return [(message, Body(self._protocol, 0, loop=self._protocol._loop))], upgraded, tail
-
-        def message_consumed(self) -> None:
-            order.append("message_consumed")
-
-    class Server(web.Server):
-        def __call__(self) -> web.RequestHandler:
-            handler = web.RequestHandler(
-                self,
-                loop=asyncio.get_running_loop(),
-                access_log=None,  # type: ignore[arg-type]
-                lingering_time=0.01,
-            )
-            handler._parser = Parser(handler._parser, handler)  # type: ignore[assignment]
-            return handler
-
-    runner = web.ServerRunner(Server(handle, request_factory=make))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with connected(runner.addresses[0]) as client:
-        await client.send(GET % b"")
-        assert (await client.read_rest()).endswith(b"\r\n\r\nx")
-    await runner.cleanup()
-    assert order == ["message_consumed", "Body", "readany"]
-
-
 def parser(protocol: BaseProtocol, **limits: int) -> HttpRequestParser:
     return HttpRequestParser(protocol, asyncio.get_running_loop(), 1 << 16, **limits)
 
@@ -265,19 +165,89 @@ async def test_a_message_is_made_of_what_it_shows() -> None:
     assert again.raw_headers == ((b"Host", b"x"),)
 
 
+async def test_a_connection_is_what_its_start_makes_of_its_messages() -> None:
+    """`door.Door.start` replaces aiohttp's own, and takes over all that it did."""
+    seen: list[object] = []
+
+    class Connection(web.RequestHandler):
+        __slots__ = ()
+
+        async def start(self) -> None:
+            try:
+                seen.append(self._waiter)
+                if not self._messages:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                    self._waiter = None
+                seen.append(self._request_count)
+                while self._messages:
+                    message, payload = self._messages.popleft()
+                    assert self._parser is not None
+                    self._parser.message_consumed()
+                    await self.answer(cast(RawRequestMessage, message), payload)
+            finally:
+                self.force_close()
+
+        async def answer(self, message: RawRequestMessage, payload: StreamReader) -> None:
+            writer, task = StreamWriter(self, self._loop), cast(Any, None)
+            request = web.BaseRequest(message, payload, self, writer, task, self._loop)
+            response = web.Response(body=request.path.encode())
+            _, is_lost = await self.finish_response(request, response, None)
+            seen.append((payload.is_eof(), is_lost, response.keep_alive))
+
+    class Server(web.Server):
+        def __call__(self) -> web.RequestHandler:
+            return Connection(self, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        raise AssertionError
+
+    runner = web.ServerRunner(Server(handle))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    async with connected(runner.addresses[0]) as client:
+        await client.send(GET % b"1" + LAST % b"2")
+        bodies = [each.body for each in answers(await client.read_rest(), "GET", "GET")]
+    await runner.cleanup()
+    assert bodies == [b"/1", b"/2"]
+    assert seen == [None, 2, (True, False, True), (True, False, False)]
+
+
 async def test_the_names_that_are_used_are_there() -> None:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         return web.Response()
 
     server = web.Server(handle)
-    handler = web.RequestHandler(server, loop=asyncio.get_running_loop())
-    assert handler._request_in_progress is False
+    handler = web.RequestHandler(server, loop=asyncio.get_running_loop(), keepalive_timeout=0)
     assert isinstance(handler._parser, HttpRequestParser)
     assert handler._manager is server
     assert {"sink", "__dict__"}.isdisjoint(dir(handler))  # slots: one object, one size
+    for name, value in {
+        "_request_in_progress": False,
+        "_force_close": False,
+        "_close": False,
+        "_reading_paused": False,
+        "_buffer_paused": False,
+        "_request_count": 0,
+        "_waiter": None,
+        "_current_request": None,
+        "_handler_waiter": None,
+        "_task_handler": None,
+    }.items():
+        assert getattr(handler, name) == value, name
+    assert handler._msg_queue_resume_size < handler._max_msg_queue_size
     for name in ("feed_data", "message_consumed", "pause_reading", "set_upgraded"):
         assert callable(getattr(handler._parser, name))
-    for name in ("pause_writing", "resume_writing", "handle_error", "close", "force_close"):
+    for name in (
+        "pause_writing",
+        "resume_writing",
+        "resume_reading",
+        "start",
+        "finish_response",
+        "close",
+        "force_close",
+        "_resume_reading_if_drained",
+    ):
         assert callable(getattr(handler, name))
     calls = inspect.getsource(BaseProtocol) + inspect.getsource(web.RequestHandler)
     used = {
@@ -285,6 +255,8 @@ async def test_the_names_that_are_used_are_there() -> None:
         for part in calls.replace("_payload_parser.", "").split("_parser.")[1:]
     }
     assert used == {"feed_data", "message_consumed", "pause_reading", "set_upgraded"}
+    # A timer per connection, which the sweeper makes needless, is only set where there is a time.
+    assert "if self._keepalive_timeout > 0:" in inspect.getsource(web.RequestHandler)
 
 
 def test_aiohttp_is_bounded_to_the_version_that_was_read() -> None:

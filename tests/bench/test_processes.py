@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import time
+from pathlib import Path
 
 from bench.processes import Processes, cpu_seconds, socket_count, tree
 from tests.functional.processes import is_alive
@@ -37,3 +39,17 @@ def test_sockets_are_counted() -> None:
     before = socket_count(os.getpid())
     with socket.socket(), socket.socket():
         assert socket_count(os.getpid()) == before + 2
+
+
+def test_apart_who_is_measured_shares_no_core_with_who_measures(tmp_path: Path) -> None:
+    ask = [sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))"]
+    with Processes(apart=True) as processes:
+        ours = processes.start(ask, pipes=True)
+        assert ours.stdout is not None
+        measures = json.loads(ours.stdout.read())
+        log = tmp_path / "log"
+        processes.start(ask, log=log).wait()
+        measured = json.loads(log.read_text())
+    assert sorted({*measures, *measured}) == sorted(os.sched_getaffinity(0))
+    assert len(measured) == 1
+    assert measures != measured or len(measures) == os.cpu_count() == 1

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from cortexd.daemon import lines as module
 from cortexd.daemon.lines import MOST, Lines
 from tests.waiting import GUARD
 
@@ -36,6 +37,28 @@ def test_lines_come_out_whole_and_in_order() -> None:
     lines.close()
     said = "".join(f"{number}\n" for number in range(100)).encode()
     assert taken(out, len(said)) == said
+
+
+def test_lines_gather_between_two_writes_and_the_end_waits_for_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 3600)
+    written: list[bytes] = []
+    done = threading.Event()
+
+    def put(descriptor: int, content: bytes) -> int:
+        written.append(content)
+        done.set()
+        return 0
+
+    monkeypatch.setattr(module, "_put", put)
+    lines = Lines(1)
+    lines.write("first\n")
+    assert done.wait(GUARD)  # at once
+    lines.write("second\n")
+    lines.write("third\n")
+    lines.close()
+    assert written == [b"first\n", b"second\nthird\n"]
 
 
 def test_a_pipe_that_nobody_reads_makes_nobody_wait_and_what_is_lost_is_counted(

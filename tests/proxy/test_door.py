@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from cortexd.proxy import door as doors
-from cortexd.proxy.door import Limits
+from cortexd.proxy.door import Limits, Sent
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from cortexd.proxy.server import DoorServer
 from tests.functional.raw import answered, answers, connected
@@ -24,6 +24,10 @@ LAST = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 HEAD = b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 SHORT = 0.05  # seconds
+
+
+def get(name: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET /{name} HTTP/1.1", "Host: x", *headers, "\r\n"]).encode()
 
 
 def short(**limits: float) -> Limits:
@@ -289,6 +293,101 @@ async def test_without_a_sink_pausing_is_aiohttps_own() -> None:
 
 
 # Answers.
+
+
+async def write_out(request: web.BaseRequest) -> Sent:
+    """The request's path as an answer, written past aiohttp."""
+    body = request.path.encode()
+    assert request.transport is not None
+    request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    request.writer.output_size = 1
+    return Sent(may_go_on=request.keep_alive)
+
+
+async def test_an_answer_that_is_out_already_lets_the_connection_go_on() -> None:
+    tasks = set()
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        tasks.add(asyncio.current_task())
+        return await write_out(request)
+
+    async with open_site(answer) as site, connected(site.address) as client:
+        await client.send(get("1") + get("2"))  # in one piece: pipelined
+        await client.read_until(b"/2")
+        await client.send(get("3", "Connection: close") + b"\r\n")
+        await client.read_rest()
+        bodies = [each.body for each in answers(client.received, *["GET"] * 3)]
+        assert bodies == [b"/1", b"/2", b"/3"]
+        assert len(tasks) == 1  # the connection's own: one for each would cost each of them
+
+
+async def test_a_body_that_nobody_read_is_drained_before_the_next_request() -> None:
+    post = b"POST /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 600000\r\n\r\n"
+    async with open_site(write_out) as site, connected(site.address) as client:
+        await client.send(post)
+        await client.read_until(b"/1")
+        await client.send(bytes(600_000) + get("2", "Connection: close"))
+        await client.read_rest()
+        bodies = [each.body for each in answers(client.received, "POST", "GET")]
+        assert bodies == [b"/1", b"/2"]
+
+
+async def test_a_body_that_nobody_read_is_waited_for_only_so_long() -> None:
+    limits = short(linger=SHORT)
+    async with open_site(write_out, limits=limits) as site, connected(site.address) as client:
+        await client.send(POST)
+        assert (await client.read_rest()).endswith(b"\r\n\r\n/")
+        await until(lambda: not site.server.doors)
+
+
+async def test_more_requests_than_are_queued_are_all_answered_in_order() -> None:
+    async with open_site(write_out) as site, connected(site.address) as client:
+        names = [str(number) for number in range(200)]
+        await client.send(b"".join(map(get, names)) + get("last", "Connection: close"))
+        await client.read_rest()
+        bodies = [each.body.decode() for each in answers(client.received, *["GET"] * 201)]
+        assert bodies == [f"/{name}" for name in [*names, "last"]]
+
+
+async def test_an_answer_that_can_not_be_made_ends_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(web.Response):
+        async def prepare(self, request: web.BaseRequest) -> None:
+            raise ZeroDivisionError
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return Broken()
+
+    async with open_site(answer) as site, connected(site.address) as client:
+        await client.send(GET)
+        assert await client.read_rest() == b""
+        await until(lambda: not site.server.doors)
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_slow_reader_of_a_whole_answer_is_no_idle_client() -> None:
+    """Its connection is idle as far as requests go, but it still takes what it asked for."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(bytes(8 << 20))
+        return Sent(may_go_on=True)
+
+    async with (
+        open_site(answer, limits=short(idle=10)) as site,
+        connected(site.address, receive_buffer=4096) as client,
+    ):
+        await client.send(GET)
+        await until(lambda: bool(site.handled) and site.door.is_idle)
+        door, now = site.door, asyncio.get_running_loop().time()
+        for waited in (0, 9, 18):
+            assert not door.is_late(now + waited)
+        while door._unsent:
+            await client.read_some()
+            assert not door.is_late(now + 18)
+        assert not door.is_late(now + 27)
+        assert door.is_late(now + 29)
 
 
 async def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> None:
