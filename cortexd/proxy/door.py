@@ -283,7 +283,7 @@ class Door(web.RequestHandler):
                     break
         except Exception:
             log.exception("a connection failed")
-            self.force_close()
+            self.abort()
         except BaseException:  # cancelled
             self.force_close()
             raise
