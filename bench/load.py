@@ -200,9 +200,19 @@ class Generator:
         return _facts(tally)
 
     async def alternate(
-        self, *, ports: list[int], times: int, events: int, limit: float, exact: list[bool]
+        self,
+        *,
+        ports: list[int],
+        times: int,
+        events: int,
+        limit: float,
+        exact: list[bool],
+        pause: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """One request at a time, in turn over one connection per port; a Tally for each."""
+        """One request at a time, in turn over one connection per port; a Tally for each.
+
+        pause: seconds of silence before each.
+        """
         loop = asyncio.get_running_loop()
         callers = [(await loop.create_connection(Caller, "127.0.0.1", port))[1] for port in ports]
         tallies = [Tally() for _ in ports]
@@ -211,6 +221,8 @@ class Generator:
             async with asyncio.timeout(limit):
                 for _ in range(times):
                     for caller, tally, same in zip(callers, tallies, exact, strict=True):
+                        if pause:
+                            await asyncio.sleep(pause)
                         answered: asyncio.Future[tuple[str, float | None]] = loop.create_future()
                         caller.ask(
                             Asked(request, events, exact=same),

@@ -10,7 +10,6 @@ job, however it is lost, keeps anybody waiting.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Final
 
@@ -21,6 +20,7 @@ from cortexd.control.events import Events
 from cortexd.control.lifecycle import Event, State
 from cortexd.control.line import Line
 from cortexd.control.loader import Loader
+from cortexd.control.outcomes import Outcomes
 from cortexd.control.poller import Poller
 from cortexd.control.refusals import no_room_in_time, recovering, shutting_down, still_loading
 from cortexd.control.registry import Lease, Registry
@@ -30,15 +30,11 @@ from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
 from cortexd.fleet.placement import Placement
 from cortexd.fleet.routing import Load, Query, Serve, Wait, decide
-from cortexd.fleet.snapshot import Failure, Node, Replica
+from cortexd.fleet.snapshot import Node, Replica
 from cortexd.metrics import Metrics
 from cortexd.nodes.client import NodeError
 from cortexd.wire.neuron import LOADED
 
-log = logging.getLogger(__name__)
-
-FIRST_BACKOFF: Final = 15.0  # seconds; doubled by every further failure
-LONGEST_BACKOFF: Final = 300.0
 RECOVERY_BOUND: Final = 10.0  # seconds to wait for a model that its node is rebuilding
 TICK: Final = 0.5  # seconds between two looks at deadlines and progress
 STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
@@ -61,8 +57,7 @@ class LoadTable:
         self._registry = registry
         self._loader = loader
         self._poller = poller
-        self._metrics = metrics
-        self._events = events
+        self._outcomes = Outcomes(registry, metrics, events)
         self._current = current
         self._tasks = Tasks()
         self._entries: dict[str, Entry] = {}
@@ -176,12 +171,9 @@ class LoadTable:
     def cancel(self, entry: Entry) -> None:
         """Have nothing more to do with a load; its node is to be told by the caller, behind a
         gate."""
-        model, node = entry.model, entry.node or ""
-        log.warning("the load of %r on %s is cancelled by an operator", model, node)
-        self._metrics.loads.inc(model, node, "cancelled")
-        self._events.tell("load_failed", node=node, model=model, message="cancelled by an operator")
+        self._outcomes.cancelled(entry)
         if not entry.has_ended:
-            words = f"The load of {model!r} was cancelled by an operator; ask for it again."
+            words = f"The load of {entry.model!r} was cancelled by an operator; ask for it again."
             refusal = Refusal(errors.COLD_LOAD_FAILED, words, retry_after=1)
             self._end(entry, Event.CANCEL, refusal)
         entry.stop()
@@ -268,30 +260,16 @@ class LoadTable:
         entry.node = self._registry.ledger.loading[entry.model] = node
 
     def _succeed(self, entry: Entry) -> None:
-        model, node = entry.model, entry.node or ""
-        took = now() - entry.began
-        self._registry.ledger.load_seconds[node, model] = took
-        log.info("loaded %r on %s in %.1f s", model, node, took)
-        self._registry.ledger.failures.pop((node, model), None)
+        node = entry.node or ""
+        self._outcomes.loaded(entry)
         self._settle(entry)
-        self._registry.tell(node, model, LOADED)
-        self._metrics.loads.inc(model, node, "ok")
-        self._metrics.load_duration.observe((took,), model)
-        self._events.tell("load_ready", node=node, model=model, seconds=round(took, 3))
+        self._registry.tell(node, entry.model, LOADED)
         if not entry.has_ended:
             self._be_ready(entry, node)
 
     def _fail(self, entry: Entry, words: str) -> None:
-        model, node = entry.model, entry.node or ""
-        failures = self._registry.ledger.failures
-        before = failures.get((node, model))
-        count = before.count + 1 if before else 1
-        pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
-        failures[node, model] = Failure(words, now() + pause, count)
+        self._outcomes.failed(entry, words)
         self._settle(entry, failed=True)
-        self._metrics.loads.inc(model, node, "failed")
-        log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
-        self._events.tell("load_failed", node=node, model=model, message=words)
         if not entry.has_ended:
             self._end(entry, Event.FAULT)
 
@@ -348,13 +326,7 @@ class LoadTable:
         node = self._registry.snapshot.nodes.get(entry.node or "")
         if entry.state in _AT_IT:
             if node is not None and entry.notes(node.models.get(entry.model), moment):
-                self._events.tell(
-                    "load_progress",
-                    node=node.name,
-                    model=entry.model,
-                    stage=entry.stage,
-                    fraction=entry.fraction,
-                )
+                self._outcomes.moved(entry, node.name)
             if entry.is_ours:
                 self._judge(entry, node, moment)
         if not entry.has_ended and moment >= entry.deadline:
@@ -390,8 +362,7 @@ class LoadTable:
             self._end(entry, Event.LATE, refusal)
             entry.stop()
             return
-        log.warning("loading %r on %s takes over %g s", model, node, self._timeout)
-        self._metrics.loads.inc(model, node or "", "timeout")
+        self._outcomes.late(entry, self._timeout)
         self._end(entry, Event.LATE, still_loading(model, node))
 
     def _recovers(self, model: str) -> bool:

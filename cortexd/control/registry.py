@@ -110,7 +110,7 @@ class Registry:
         nonsense = standing(before.nonsense, complaints, seen)
         if nonsense is not before.nonsense:
             after = msgspec.structs.replace(after, nonsense=nonsense)
-        self._state_log.look(before, after, seen.received)
+        self._state_log.look(before, after, seen.received, self.snapshot.catalogue.aliases)
         if before.healthy != after.healthy:
             kind: Kind = "node_up" if after.healthy else "node_down"
             self._events.tell(kind, node=name, message=after.trouble)

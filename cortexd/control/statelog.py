@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from cortexd.fleet.sanity import in_words
@@ -19,6 +21,7 @@ PAUSE: Final = 1.0  # seconds between two lines about one node
 WINDOW: Final = 60.0  # seconds in which changes are counted
 MANY: Final = 6  # changes in that time: the node flaps
 CALM: Final = 10.0  # seconds without a change, until one that flaps has settled
+NO_ALIASES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -37,12 +40,15 @@ class StateLog:
 
     def __init__(self) -> None:
         self._told: dict[str, _Told] = {}
+        self._hidden: set[str] = set()  # models behind an alias of their name
 
     def forget(self, name: str) -> None:
         """A node is gone, or another one now."""
         self._told.pop(name, None)
 
-    def look(self, before: Node, after: Node, now: float) -> None:
+    def look(
+        self, before: Node, after: Node, now: float, aliases: Mapping[str, str] = NO_ALIASES
+    ) -> None:
         """Take in one poll, and say what is due. `now`: monotonic seconds."""
         told = self._told.get(after.name)
         if told is None:
@@ -53,6 +59,15 @@ class StateLog:
             _look_at_host(before, after)
         if before.nonsense is not after.nonsense:
             _look_at_nonsense(before, after)
+        for model in (after.models.keys() & aliases.keys()) - self._hidden:
+            self._hidden.add(model)
+            log.warning(
+                "node %s has a model %r, but that is an alias of %r here and goes there; give the "
+                "alias another name to reach it",
+                after.name,
+                model,
+                aliases[model],
+            )
         changes = told.changes
         if before.healthy != after.healthy:
             changes.append(now)

@@ -58,13 +58,12 @@ class Hold:
                 errors.UNSUPPORTED_ENCODING,
                 f"The body's Content-Encoding {encoding[:32]!r} is not supported; send it plain.",
             )
+        if content.is_eof():  # as is usual: it came with the head
+            self._grow(content.total_bytes)
+            return content.read_nowait()
         declared = request.content_length
         if declared is not None:
             self._grow(declared)
-        if content.is_eof():  # as is usual: it came with the head
-            if declared is None:
-                self._grow(content.total_bytes)
-            return content.read_nowait()
         if headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1):
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # nothing of the answer itself has been sent

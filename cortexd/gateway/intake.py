@@ -57,7 +57,7 @@ def parse_view(body: bytes, content_type: str = "application/json") -> RequestVi
 
     Raises Refusal with the field at fault; its words repeat nothing of the body.
     """
-    is_form = multipart.is_form(content_type)
+    is_form = content_type != "application/json" and multipart.is_form(content_type)
     view = _form_view(body, content_type) if is_form else _json_view(body)
     if len(view.model) > MAX_MODEL_NAME:
         raise Refusal(

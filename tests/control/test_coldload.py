@@ -11,7 +11,7 @@ from aiohttp import web
 from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Loading
 from cortexd.config.units import Duration
-from cortexd.control import coldload
+from cortexd.control import outcomes
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import FAST, Fleet, running_fleet
 from tests.waiting import until
@@ -95,7 +95,7 @@ async def test_a_second_candidate_serves_those_who_waited_for_the_first() -> Non
 async def test_the_back_off_doubles_and_a_success_clears_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(coldload, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(outcomes, "FIRST_BACKOFF", 0.01)
     neuron = FakeNeuron()
     succeed = neuron.load_answer
 

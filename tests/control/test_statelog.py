@@ -6,6 +6,7 @@ import pytest
 
 from cortexd.control.statelog import StateLog
 from cortexd.fleet.snapshot import Node
+from cortexd.wire.neuron import Model
 
 UP = Node("beast", "http://beast", healthy=True)
 DOWN = Node("beast", "http://beast", trouble="refused")
@@ -96,3 +97,20 @@ def test_a_restart_is_told(watch: Watch) -> None:
     watch.at(0.0, UP)
     watch.at(2.0, Node("beast", "http://beast", healthy=True, epoch=1))
     assert watch.lines[-1] == (2.0, "node beast has restarted")
+
+
+def test_a_model_that_an_alias_hides_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    states, aliases = StateLog(), {"small": "m", "unused": "m"}
+    has = [
+        Node(name, "", healthy=True, models={"small": Model("small", "loaded")}) for name in "ab"
+    ]
+    for node in (*has, *has):
+        states.look(node, node, 0.0, aliases)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "node a has a model 'small', but that is an alias of 'm'" in line
+
+
+def test_an_alias_of_what_nobody_has_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node("a", "", healthy=True, models={"m": Model("m", "loaded")})
+    StateLog().look(node, node, 0.0, {"small": "m"})
+    assert caplog.records == []

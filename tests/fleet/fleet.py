@@ -85,3 +85,9 @@ def fleet(
     for one in nodes:
         snapshot = with_node(snapshot, one)
     return snapshot
+
+
+def full(name: str, *models: str, mb: int = 20000, **fields: object) -> Node:
+    """A node of one device that those models fill, evenly."""
+    listed: dict[str, str | Model] = {model: held(mb / len(models), 0) for model in models}
+    return node(name, listed, free=(24000 - mb,), **fields)  # type: ignore[arg-type]
