@@ -46,9 +46,19 @@ def test_histograms(events: list[tuple[str, float]]) -> None:
     ours = Histogram("x", "Some.", BOUNDS, ("who",))
     theirs = prometheus_client.Histogram("x", "Some.", ["who"], buckets=BOUNDS, registry=None)
     for who, value in events:
-        ours.observe(value, who)
+        ours.observe((value,), who)
         theirs.labels(who).observe(value)
     assert text(ours).splitlines() == without_created(text(theirs))
+
+
+@given(st.lists(st.lists(st.integers(0, 100).map(float)), max_size=5))
+def test_many_values_at_once_are_each_counted(many: list[list[float]]) -> None:
+    ours, alone = (Histogram("x", "Some.", BOUNDS, ("who",)) for _ in range(2))
+    for values in many:
+        ours.observe(values, "a")
+        for value in values:
+            alone.observe((value,), "a")
+    assert text(ours) == text(alone)
 
 
 def test_without_labels_a_histogram_is_there_before_it_has_counted_anything() -> None:

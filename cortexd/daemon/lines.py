@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 MOST: Final = 1 << 20  # bytes that wait; at a busy gateway's 300 a request some seconds' worth
 LAST_WORDS: Final = 1.0  # seconds that the end of the process waits for what is left
 PIECE: Final = 1 << 16  # bytes of one write
-# Seconds between two writes, in which lines gather: each has the threads change places.
+# Where so many bytes come at once, more will; seconds in which they gather before the next write,
+# since each has the threads change places.
+MANY: Final = 4096
 PAUSE: Final = 0.05
 
 
@@ -89,7 +91,8 @@ class Lines:
                 self._changed.notify_all()
             if missed:
                 log.warning("%d log lines were lost: nobody took them off stderr in time", missed)
-            self._is_closing.wait(PAUSE)
+            if len(content) >= MANY:
+                self._is_closing.wait(PAUSE)
 
 
 def _put(descriptor: int, content: bytes) -> int:

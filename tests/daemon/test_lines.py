@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cortexd.daemon import lines as module
-from cortexd.daemon.lines import MOST, Lines
+from cortexd.daemon.lines import MANY, MOST, Lines
 from tests.waiting import GUARD
 
 LINE = "x" * 99 + "\n"
@@ -39,26 +39,27 @@ def test_lines_come_out_whole_and_in_order() -> None:
     assert taken(out, len(said)) == said
 
 
-def test_lines_gather_between_two_writes_and_the_end_waits_for_no_more(
+def test_after_many_lines_the_next_gather_and_the_end_waits_for_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "PAUSE", 3600)
     written: list[bytes] = []
-    done = threading.Event()
+    done = threading.Semaphore(0)
 
     def put(descriptor: int, content: bytes) -> int:
         written.append(content)
-        done.set()
+        done.release()
         return 0
 
     monkeypatch.setattr(module, "_put", put)
-    lines = Lines(1)
-    lines.write("first\n")
-    assert done.wait(GUARD)  # at once
-    lines.write("second\n")
+    lines, many = Lines(1), LINE * (MANY // len(LINE) + 1)
+    for said in ("first\n", "second\n", many):
+        lines.write(said)
+        assert done.acquire(timeout=GUARD)  # at once
     lines.write("third\n")
+    lines.write("fourth\n")
     lines.close()
-    assert written == [b"first\n", b"second\nthird\n"]
+    assert written == [b"first\n", b"second\n", many.encode(), b"third\nfourth\n"]
 
 
 def test_a_pipe_that_nobody_reads_makes_nobody_wait_and_what_is_lost_is_counted(
