@@ -82,7 +82,7 @@ def _go(args: argparse.Namespace, root: Path, choice: units.Choice) -> int:
         if fate in {"new", "replaced"}:
             _write(units.below(root, file.path), file)
     for step in steps:
-        if failed := subprocess.run(step, check=False).returncode:  # noqa: S603
+        if failed := subprocess.run(step, check=False).returncode:  # noqa: S603 - our own
             print(
                 f"install-systemd: `{' '.join(step)}` ended with status {failed}. The files are "
                 "there; put right what it says and call this again.",

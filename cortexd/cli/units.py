@@ -18,7 +18,9 @@ USER: Final = "cortexd"
 SHIPPED_COMMAND: Final = "/usr/bin/cortexd"  # in the units as they are shipped
 MARK: Final = "# Written by `cortexd install-systemd`, which replaces it when it is called again.\n"
 # What the units' ProtectHome and PrivateTmp hide from the service.
-HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+HIDDEN: Final = tuple(
+    map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))  # noqa: S108 - none is used
+)
 
 Fate = Literal["new", "same", "replaced", "kept"]
 

@@ -79,7 +79,7 @@ class Poller:
             self._registry.observe(name, seen)
             self._metrics.polls.inc(name, "ok" if seen.models is not None else "failed")
             interval = self._current.config.polling.interval
-            pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await nudge.wait()

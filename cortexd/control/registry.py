@@ -150,17 +150,15 @@ class Registry:
         after = msgspec.structs.replace(before, catalogue=catalogue, policy=policy)
         wanted = {node.name: node for node in nodes}
         for name, node in wanted.items():
-            known = before.nodes.get(name)
-            if known is None:
-                pass
-            elif name in fresh:
+            known, taken = before.nodes.get(name), node
+            if known is not None and name in fresh:
                 self._forget_all(name)
-                node = msgspec.structs.replace(node, epoch=known.epoch + 1)  # noqa: PLW2901
-            else:
-                node = msgspec.structs.replace(  # noqa: PLW2901
+                taken = msgspec.structs.replace(node, epoch=known.epoch + 1)
+            elif known is not None:
+                taken = msgspec.structs.replace(
                     known, weight=node.weight, reserve_mb=node.reserve_mb
                 )
-            after = with_node(after, node)
+            after = with_node(after, taken)
         for name in before.nodes.keys() - wanted.keys():
             leaves = msgspec.structs.replace(before.nodes[name], draining=True, leaving=True)
             after = with_node(after, leaves)

@@ -112,7 +112,6 @@ class Keeper(web.Server):
 
     def __init__(self, handler: Handler, refuse: Refuse, max_body: int) -> None:
         super().__init__(handler, handler_cancellation=True)
-        self.handler = handler
         self.refuse = refuse
         self.max_body = max_body
         self.is_leaving = False
@@ -304,10 +303,10 @@ class Door(web.RequestHandler):
         response: web.StreamResponse
         try:
             if isinstance(payload, Leftover):
-                response = self.turned_down(request, *payload.fault)
+                response = self._turned_down(request, *payload.fault)
             else:
                 try:
-                    response = await self._server.handler(request)
+                    response = await self._server.request_handler(request)
                 except Exception:
                     log.exception("a request handler failed")
                     response = self._in_its_place(request)
@@ -342,7 +341,7 @@ class Door(web.RequestHandler):
         if request.writer.output_size > 0 or self._wire is None:
             self.abort()  # an error must not land among the bytes of an answer
             return _CUT
-        return self.turned_down(
+        return self._turned_down(
             request, errors.INTERNAL_ERROR, "The request failed; the log has the details."
         )
 
@@ -355,7 +354,7 @@ class Door(web.RequestHandler):
         if not payload.is_eof():
             self.close()
 
-    def turned_down(self, request: web.BaseRequest, kind: Kind, words: str) -> web.Response:
+    def _turned_down(self, request: web.BaseRequest, kind: Kind, words: str) -> web.Response:
         """The answer to what the handler does not answer: the last one here."""
         response = self._server.refuse(request, kind, words)
         response.force_close()

@@ -57,8 +57,8 @@ class Parser(Protocol):
 class Leftover(StreamReader):
     """Stands in for the body of a refused request: carries why it was refused.
 
-    aiohttp reads what is left of a body before it closes the connection. Here that means: say
-    that the answer was the last, then wait until the client has hung up or aiohttp's patience
+    What is left of a body is read before its connection is closed. Here that means: say that the
+    answer was the last, then wait until the client has hung up or the patience with it
     ends. Closing with bytes unread would reset the connection, and could destroy the answer
     before the client has read it (RFC 9112, section 9.6).
     """

@@ -83,7 +83,7 @@ class Splice:
             self.is_chunked = True
             head += b"Transfer-Encoding: chunked\r\n"
         head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
-        # From here on aiohttp must not answer in our place, whatever goes wrong.
+        # From here on nobody must answer in our place, whatever goes wrong.
         self._request.writer.output_size = 1
         self._out.append(head)
 

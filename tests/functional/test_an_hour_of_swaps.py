@@ -152,7 +152,7 @@ async def test_an_hour_of_swaps_costs_nobody_an_answer(tmp_path: Path) -> None:
         await play.run(script(seed=5))
         took = time.monotonic() - began
         heard, unloads = play.heard, house.unloads()
-        print(  # noqa: T201
+        print(  # noqa: T201 - what was measured
             f"{took:.0f} s, {play.asked} requests, {heard.streams} of them streams, "
             f"routes {dict(heard.routes)}; longest wait {max(heard.waits):.1f} s; "
             f"unloads {dict(unloads)}"
