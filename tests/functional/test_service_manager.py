@@ -17,6 +17,7 @@ from tests.functional.load import Talker
 from tests.functional.processes import gateway_config
 from tests.functional.raw import connected, post
 from tests.functional.socketed import held_open, manager, service
+from tests.waiting import until
 
 STREAM = post(b'{"model":"m","messages":[],"stream":true}', "Content-Type: application/json")
 
@@ -120,7 +121,8 @@ async def test_sockets_are_told_apart_by_their_names(tmp_path: Path) -> None:
                 running.process.send_signal(signal.SIGHUP)
                 await systemd.hears("RELOADING=1")
                 await systemd.hears("READY=1")
-                assert "change ListenStream=" in running.log.read_text()
+                # Lines are written by a thread, soon after they were said.
+                await until(lambda: "change ListenStream=" in running.log.read_text())
                 running.process.terminate()
                 assert await running.ended() == 0
 
