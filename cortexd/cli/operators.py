@@ -100,10 +100,19 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
 
     path = url.removeprefix("unix:") if url.startswith("unix:") else None
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
+    connector: aiohttp.BaseConnector
+    if path:
+        connector = aiohttp.UnixConnector(path)
+    elif urlsplit(url).hostname == "localhost":
+        from cortexd.cli.loopback import LoopbackResolver
+
+        connector = aiohttp.TCPConnector(resolver=LoopbackResolver(), use_dns_cache=False)
+    else:
+        connector = aiohttp.TCPConnector()
     try:
         async with aiohttp.ClientSession(
             "http://localhost" if path else url,
-            connector=aiohttp.UnixConnector(path) if path else None,
+            connector=connector,
             timeout=timeout,
         ) as client:
             yield client
@@ -182,6 +191,6 @@ def _configured(given: Path | None) -> str:
     if not listen or unix_path(listen):
         return listen
     host, port = parse_listen(listen)
-    if host in {"", "0.0.0.0", "::"}:  # noqa: S104 - every address: this machine's own, then
-        host = "127.0.0.1"
+    # Every interface: this machine's loopback, of either family where both are listened on.
+    host = {"": "localhost", "::": "localhost", "0.0.0.0": "127.0.0.1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

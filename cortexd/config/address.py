@@ -6,7 +6,10 @@ ALLOWED = 'host:port, like "0.0.0.0:8080", "[::1]:8080" or ":8080" for every int
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """ "0.0.0.0:8080" → ("0.0.0.0", 8080); no host means every interface. Raises ValueError."""
+    """ "0.0.0.0:8080" → ("0.0.0.0", 8080). Raises ValueError.
+
+    No host means every interface, IPv4 and IPv6; so does "[::]".
+    """
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     is_port = port.isascii() and port.isdecimal() and len(port) < 6 and int(port) <= 65535
@@ -14,6 +17,20 @@ def parse_listen(text: str) -> tuple[str, int]:
     if not colon or not is_port or not is_place:
         raise ValueError(f"expected {ALLOWED}")
     return host.strip("[]"), int(port)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether only one of the two can be listened on. False where either is not host:port."""
+    try:
+        (host, port), (other_host, other_port) = parse_listen(one), parse_listen(other)
+    except ValueError:
+        return False
+    hosts = {host, other_host}
+    if port != other_port or port == 0:
+        return False
+    if len(hosts) == 1 or hosts & {"", "::"}:
+        return True
+    return "0.0.0.0" in hosts and not any(":" in each for each in hosts)  # noqa: S104
 
 
 def is_host(text: str) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 
 from cortexd.config import gateway, neuron
 from cortexd.config.address import ALLOWED as AN_ADDRESS
-from cortexd.config.address import is_host, parse_listen, unix_path
+from cortexd.config.address import is_host, overlap, parse_listen, unix_path
 from cortexd.config.catalogue import Profile
 from cortexd.config.decode import Problem, did_you_mean, quoted
 from cortexd.config.lines import KeyPath
@@ -186,11 +186,14 @@ def _listeners(settings: gateway.Gateway) -> Iterator[Problem]:
     taken = {settings.listen: "listen"}
     for key in ("admin_listen", "metrics_listen"):
         where = getattr(settings, key)
-        if where and where in taken and not where.endswith(":0"):
+        if not where:
+            continue
+        same = [key for each, key in taken.items() if each == where or overlap(each, where)]
+        if same and not where.endswith(":0"):
             yield Problem(
-                ("gateway", key), f"found {quoted(where)}, which is {taken[where]}", "another port"
+                ("gateway", key), f"found {quoted(where)}, which is {same[0]}", "another port"
             )
-        elif where:
+        else:
             taken[where] = key
 
 

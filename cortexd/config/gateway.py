@@ -14,7 +14,8 @@ from cortexd.config.units import Amount, AutoDuration, Bound, Count, Duration, S
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[gateway]`: where it listens, and what it takes and tells.
 
-    listen: host:port that clients talk to; port 0 takes a free one.
+    listen: host:port that clients talk to; ":8080" and "[::]:8080" are every interface, IPv4 and
+        IPv6; port 0 takes a free one.
     admin_listen: host:port, or unix:/path, for what changes something; "" turns it off.
     metrics_listen: serve /metrics there instead of on `listen`.
     max_body: the largest request body.

@@ -115,7 +115,7 @@ class Listener:
 
 
 async def listen(server: DoorServer, host: str, port: int, *, shutdown_timeout: float) -> Listener:
-    """Listen at `host` ("": every interface) and `port` (0: a free one).
+    """Listen at `host` ("" and "::": every interface, IPv4 and IPv6) and `port` (0: a free one).
 
     shutdown_timeout: seconds that running answers get when the listener closes.
     Raises OSError, for a taken port for instance.
@@ -146,8 +146,13 @@ async def serve_on(
 
 async def _open(host: str, port: int) -> list[socket.socket]:
     found = await asyncio.get_running_loop().getaddrinfo(
-        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        None if host in ("", "::") else host,
+        port,
+        type=socket.SOCK_STREAM,
+        flags=socket.AI_PASSIVE,
     )
+    if host == "::":  # first in the list: the address that the log shows
+        found.sort(key=lambda each: each[0] != socket.AF_INET6)
     sockets: list[socket.socket] = []
     try:
         for family, _, _, _, address in dict.fromkeys(found):

@@ -38,6 +38,9 @@ A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
         ("[[models]]\nid='m'\nsource='hf:x'", "models[0].source", "a word without a colon"),
         ("[[models]]\nid='m'\nlimit={context=-1}", "models[0].limit.context", "0 or more"),
         ("[gateway]\nadmin_listen='0.0.0.0:8080'", "gateway.admin_listen", "which is listen"),
+        ("[gateway]\nadmin_listen=':8080'", "gateway.admin_listen", "which is listen"),
+        ("[gateway]\nadmin_listen='[::]:8080'", "gateway.admin_listen", "which is listen"),
+        ("[gateway]\nmetrics_listen='127.0.0.1:8080'", "gateway.metrics_listen", "which is listen"),
         ("[gateway]\ncors_origins=['a.example']", "gateway.cors_origins[0]", "an origin like"),
         ("[gateway]\ncors_origins=['http://a/']", "gateway.cors_origins[0]", "without a path"),
         ("[gateway]\ncors_origins=['http://A']", "gateway.cors_origins[0]", "an origin like"),
@@ -134,7 +137,9 @@ def test_the_neurons_file_is_checked_too(tmp_path: Path, text: str, path: str) -
     assert [mistake.path for mistake in error.value.mistakes] == [path]
 
 
-@pytest.mark.parametrize("listen", ["", "unix:/run/cortexd/admin.sock", "[::1]:8081"])
+@pytest.mark.parametrize(
+    "listen", ["", "unix:/run/cortexd/admin.sock", "[::1]:8081", "[::]:8081", "[::1]:8080"]
+)
 def test_where_operators_may_be_listened_for(tmp_path: Path, listen: str) -> None:
     file = tmp_path / "cortex.toml"
     file.write_text(f"[gateway]\nadmin_listen='{listen}'\n")

@@ -35,7 +35,7 @@ async def opened(host: str, port: int = 0) -> Listener:
         ("0.0.0.0", ["127.0.0.1"]),
         ("localhost", ["127.0.0.1"]),
         ("::1", ["::1"]),
-        ("::", ["::1"]),
+        ("::", ["127.0.0.1", "::1"]),
         ("", ["127.0.0.1", "::1"]),
     ],
 )
@@ -54,6 +54,12 @@ async def test_it_listens_where_it_is_told_to(host: str, reached: list[str]) -> 
                 assert (await loop.sock_recv(sock, 100)).startswith(b"HTTP/1.1 200 ")
     finally:
         await listener.close()
+
+
+async def test_the_ipv6_wildcard_is_shown_as_it_is_configured() -> None:
+    listener = await opened("::")
+    assert listener.address[0] == "::"
+    await listener.close()
 
 
 async def test_a_taken_port_is_an_error_that_says_so_and_leaves_nothing_open() -> None:
