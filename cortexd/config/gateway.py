@@ -19,7 +19,7 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     admin_listen: host:port, or unix:/path, for what changes something; "" turns it off.
     metrics_listen: serve /metrics there instead of on `listen`.
     max_body: the largest request body.
-    max_buffered: all request bodies held at one time; above it requests are refused.
+    max_buffered: bytes of request bodies held at one time; above it requests are refused.
     shutdown_timeout: how long running answers may go on after SIGTERM.
     state_dir: for what must outlive a restart (default: $STATE_DIRECTORY, which systemd sets, else
         $XDG_STATE_HOME/cortexd, else ~/.local/state/cortexd).

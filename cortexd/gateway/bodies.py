@@ -1,6 +1,7 @@
 """Request bodies, read whole: each within `max_body`, all of them together within `max_buffered`.
 
-A body is held from before it is read until its request has ended, since a retry may send it again.
+A body is held until its request has ended, since a retry may send it again. It is charged with the
+bytes that have come, not with the length that was declared: a declaration costs its sender nothing.
 What is said of the bytes is `intake`'s business.
 """
 
@@ -47,7 +48,7 @@ class Hold:
         self._size = 0
 
     async def read(self, request: web.BaseRequest) -> bytes:
-        """The whole body; room for a declared length is taken before anything is read.
+        """The whole body. A declared length that has no room now is refused before reading.
 
         Raises Refusal: too large, encoded, or no room for it now.
         """
@@ -63,18 +64,23 @@ class Hold:
             return content.read_nowait()
         declared = request.content_length
         if declared is not None:
-            self._grow(declared)
+            self._check(declared)
         if headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1):
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # nothing of the answer itself has been sent
         body = bytearray()
         while chunk := await content.readany():
-            if declared is None:
-                self._grow(len(chunk))
+            self._grow(len(chunk))
             body += chunk
         return bytes(body)
 
     def _grow(self, more: int) -> None:
+        self._check(more)
+        self._size += more
+        self._bodies.held += more
+
+    def _check(self, more: int) -> None:
+        """Raise Refusal if there is no room for so many more bytes."""
         bodies = self._bodies
         if self._size + more > bodies.max_body:
             raise Refusal(
@@ -88,5 +94,3 @@ class Hold:
                 "The gateway holds as many request bodies as it may ([gateway] max_buffered); "
                 "try again in a moment.",
             )
-        self._size += more
-        bodies.held += more

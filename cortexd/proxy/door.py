@@ -15,7 +15,6 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import StreamReader, web
@@ -24,6 +23,7 @@ from aiohttp.http_parser import RawRequestMessage
 
 from cortexd import errors
 from cortexd.errors import Kind, Refusal
+from cortexd.proxy.deadlines import Deadlines, Limits, Overdue
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET, Gate, Leftover, Parser
 
 log = logging.getLogger(__name__)
@@ -38,29 +38,6 @@ READ_BUFFER: Final = 32 << 10
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 # (the request, or None when it is a connection that is refused; what it is; words for a person)
 Refuse = Callable[[web.BaseRequest | None, Kind, str], web.Response]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a client may take, in seconds.
-
-    head: from the first byte of a head (the first of a connection: from its start) to its last.
-    body: between two bytes of a body.
-    stall: with bytes waiting for the client, of which it takes none.
-    idle: between two requests. Longer than the 60 s that nginx and the balancers of the large
-        clouds keep idle connections: the side that sends requests must be the first to hang up,
-        or it loses one now and then.
-    linger: for the client to hang up after its last answer, or to send what is left of a body.
-    """
-
-    head: float = 10.0
-    body: float = 30.0
-    stall: float = 60.0
-    idle: float = 75.0
-    linger: float = 5.0
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 class Sink(Protocol):
@@ -129,13 +106,10 @@ class Door(web.RequestHandler):
     """
 
     __slots__ = (
-        "_asked",
+        "_deadlines",
         "_gate",
         "_limits",
-        "_moved",
         "_server",
-        "_since",
-        "_unsent",
         "_wire",
         "serving",
         "sink",
@@ -158,15 +132,13 @@ class Door(web.RequestHandler):
         self.serving: StreamReader | None = None
         self._server = server
         self._limits = limits
-        self._gate: Gate | None = Gate(cast(Parser, self._parser), self, loop, self._break_off)
-        self._parser = self._gate  # type: ignore[assignment] # aiohttp has no hook for this
+        gate = Gate(cast(Parser, self._parser), self, loop, self._break_off)
+        self._gate: Gate | None = gate
+        self._parser = gate  # type: ignore[assignment] # aiohttp has no hook for this
         # aiohttp forgets the transport when it closes it; a client that takes nothing more keeps
         # it open for ever.
         self._wire: asyncio.Transport | None = None
-        self._unsent = 0
-        self._moved = 0.0
-        self._asked = 0  # requests, when it was last looked at
-        self._since = 0.0  # when nothing was asked for any more
+        self._deadlines = Deadlines(limits, gate.since)
 
     @property
     def is_leaving(self) -> bool:
@@ -210,40 +182,35 @@ class Door(web.RequestHandler):
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
-    def is_late(self, now: float) -> bool:
-        """Whether the client is past a deadline. To be asked regularly: progress is what has
-        changed since the last time, so that no byte costs a look at the clock."""
-        if self._wire is None or self._gate is None:
-            return False
-        unsent = self._wire.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._moved = unsent, now
-        elif unsent and now - self._moved > self._limits.stall:
-            return True
-        gate = self._gate
-        if gate.awaits is None:
-            return self._is_forgotten(now)
-        if gate.awaits == "head":
-            if self._request_in_progress:  # its time begins when it is its turn
-                gate.since = now
-            return now - gate.since > self._limits.head
-        if not self._wire.is_reading():  # it is we who don't want more for now
-            gate.since = now
-        return now - gate.since > self._limits.body
-
-    def _is_forgotten(self, now: float) -> bool:
-        if not self.is_idle or self._unsent or self._request_count != self._asked:
-            self._asked, self._since = self._request_count, now
-        return now - self._since > self._limits.idle
+    def overdue(self, now: float) -> Overdue | None:
+        """The deadline that the client is past. To be asked regularly."""
+        wire, gate = self._wire, self._gate
+        if wire is None or gate is None:
+            return None
+        return self._deadlines.overdue(
+            now,
+            wire,
+            gate,
+            asked=self._request_count,
+            is_idle=self.is_idle,
+            is_serving=self._request_in_progress,
+        )
 
     def sweep(self, now: float) -> None:
         """Cut the connection of a client that is past a deadline."""
-        if not self.is_late(now):
+        overdue = self.overdue(now)
+        if overdue is None:
             return
-        if self.is_idle and not self._unsent:  # nobody loses anything
+        level = logging.DEBUG if overdue.is_idle else logging.INFO
+        log.log(level, "closed the connection from %s: %s", self._peer(), overdue.text)
+        if self.is_idle and not self._deadlines.unsent:  # nobody loses anything
             self.force_close()
         else:
             self.abort()
+
+    def _peer(self) -> str:
+        peer = self._wire and self._wire.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a socket file"
 
     def abort(self) -> None:
         """Cut the connection; what was not sent is lost, and the handler is cancelled.

@@ -83,7 +83,9 @@ class Gate:
 
     awaits: what the client still owes: the rest of a "head" (or the first one), of a "body", or
         nothing.
-    since: when the connection or that head began, or the last byte of that body came.
+    since: loop time at which the connection or that head began, or the last byte of that body came.
+    began: loop time at which the head of the last request was whole.
+    taken: bytes received since then, roughly those of its body.
     break_off: told of a body that broke off its framing, and why; ends the connection.
     """
 
@@ -96,10 +98,12 @@ class Gate:
         "_payload",
         "_protocol",
         "awaits",
+        "began",
         "message_consumed",
         "pause_reading",
         "set_upgraded",
         "since",
+        "taken",
     )
 
     def __init__(
@@ -120,7 +124,8 @@ class Gate:
         self._head = 0  # bytes of a head that is not whole yet
         self._is_dead = False
         self.awaits: Literal["head", "body"] | None = "head"
-        self.since = loop.time()
+        self.since = self.began = loop.time()
+        self.taken = 0
 
     def feed_data(self, data: bytes) -> Fed:
         """Parse; what is returned is fit to be served, or carries a Leftover as its body."""
@@ -135,7 +140,9 @@ class Gate:
             self._break_off(self._payload, Refusal(errors.BAD_REQUEST, _BROKEN))
             return _NOTHING
         messages = fed[0]
-        if not (messages or data):  # aiohttp asks, after a pause, whether anything was kept
+        if not (messages or data):  # aiohttp resumes its parser after a pause
+            if self.awaits == "body":  # the pause may have come before the end of the body
+                self._await_body()
             return fed
         if messages:
             for index, (message, _) in enumerate(messages):
@@ -147,8 +154,11 @@ class Gate:
                     fit[index] = _cleaned(message), fit[index][1]
                     fed = fit, fed[1], fed[2]
             self._head, self._payload = 0, messages[-1][1]
+            self.taken = 0
             self._await_body()
+            self.began = self.since
         elif self.awaits == "body":
+            self.taken += len(data)
             self._await_body()
         # Empty lines before a request are no head yet (RFC 9112, section 2.2).
         elif self.awaits or data.strip(b"\r\n"):

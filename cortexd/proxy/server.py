@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from aiohttp import web
 
 from cortexd import errors
-from cortexd.proxy.door import DEFAULT_LIMITS, Door, Handler, Keeper, Limits, Refuse
+from cortexd.proxy.deadlines import DEFAULT_LIMITS, Limits
+from cortexd.proxy.door import Door, Handler, Keeper, Refuse
 from cortexd.proxy.sweeper import Sweeper
 
+# Bytes per second (1 Mbit/s) at which the largest body allowed is whole within its deadline.
+SLOWEST_UPLOAD: Final = 128 << 10
 SWEEP: Final = 1.0  # seconds between two looks at the deadlines; they are met to within that
 
 
@@ -31,6 +35,9 @@ class DoorServer(Keeper):
     ) -> None:
         super().__init__(handler, refuse, max_body)
         self._max_connections = max_connections
+        slowest = max_body / SLOWEST_UPLOAD
+        if slowest > limits.body_total:
+            limits = replace(limits, body_total=slowest)
         self._limits = limits
         self._doors: set[Door] = set()
         self._were_idle: set[Door] = set()
@@ -38,7 +45,14 @@ class DoorServer(Keeper):
         self._are_gone.set()
         # The only timer there is for deadlines, whatever the number of connections.
         self._sweeper = Sweeper(
-            min(SWEEP, *(x / 4 for x in (limits.head, limits.body, limits.stall, limits.idle)))
+            min(
+                SWEEP,
+                limits.head / 4,
+                limits.body / 4,
+                limits.body_window / 4,
+                limits.stall / 4,
+                limits.idle / 4,
+            )
         )
 
     @property

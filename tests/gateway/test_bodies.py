@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -49,33 +49,53 @@ def chunked(*chunks: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
 
 
-async def test_a_declared_body_takes_its_room_before_it_is_read() -> None:
+async def test_a_declared_body_is_charged_as_it_arrives() -> None:
     async with small_fleet() as (fleet, bodies):
         async with client(fleet, b"Content-Length: 900") as first:
-            await until(lambda: bodies.held == 900)
-            async with client(fleet, b"Content-Length: 601") as second:
+            await first.send(padded(899))
+            await until(lambda: bodies.held == 899)
+            async with client(fleet, b"Content-Length: 602") as second:
                 head = await second.read_until(b"\r\n\r\n")
                 assert b" 503 " in head
                 assert b"x-cortex-code: overloaded\r\n" in head
                 assert b"Retry-After: 1\r\n" in head
                 assert b"Connection: close\r\n" in head
-            assert bodies.held == 900
-            async with client(fleet, b"Content-Length: 600") as second:
-                await until(lambda: bodies.held == 1500)
-                await second.send(padded(600))
+            assert bodies.held == 899
+            async with client(fleet, b"Content-Length: 601") as second:
+                await second.send(padded(601))
                 assert b" 200 " in await second.read_until(b"\r\n\r\n")
-                await until(lambda: bodies.held == 900)
-            await first.send(padded(900))
+                await until(lambda: bodies.held == 899)
+            await first.send(b" ")
+            assert b" 200 " in await first.read_until(b"\r\n\r\n")
         await until(lambda: bodies.held == 0)
         assert await fleet.metric("cortexd_refusals_total", code="overloaded") == 1
 
 
-async def test_anthropics_clients_are_told_in_their_own_words() -> None:
-    async with small_fleet() as (fleet, bodies), client(fleet, b"Content-Length: 1000"):
-        await until(lambda: bodies.held == 1000)
-        answer = await fleet.ask(path="/v1/messages", padding="x" * 600)
-        assert answer.status == 529
-        assert answer.json["error"]["type"] == "overloaded_error"
+async def test_connections_that_declare_much_and_send_little_shut_nobody_out() -> None:
+    async with small_fleet() as (fleet, bodies), AsyncExitStack() as stack:
+        for _ in range(8):
+            few = await stack.enter_async_context(client(fleet, b"Content-Length: 1000"))
+            await few.send(b" " * 32)
+        await until(lambda: bodies.held == 8 * 32)
+        answer = await fleet.ask(padding="x" * 800)
+        assert answer.status == 200
+
+
+async def test_a_body_that_finds_no_room_on_the_way_is_refused_and_gives_its_share_back() -> None:
+    async with (
+        small_fleet() as (fleet, bodies),
+        client(fleet, b"Content-Length: 1000") as first,
+        client(fleet, b"Content-Length: 1000") as second,
+    ):
+        await first.send(padded(800))
+        await until(lambda: bodies.held == 800)
+        await second.send(padded(600))
+        await until(lambda: bodies.held == 1400)
+        await second.send(b" " * 101)
+        assert b" 503 " in await second.read_until(b"\r\n\r\n")
+        await until(lambda: bodies.held == 800)
+        await first.send(b" " * 200)
+        assert b" 200 " in await first.read_until(b"\r\n\r\n")
 
 
 async def test_a_chunked_body_takes_its_room_as_it_is_read() -> None:
@@ -160,8 +180,9 @@ async def test_a_body_that_is_refused_takes_no_room(headers: list[bytes]) -> Non
 
 
 async def test_no_100_continue_is_sent_where_there_is_no_room() -> None:
-    async with small_fleet() as (fleet, bodies), client(fleet, b"Content-Length: 1000"):
-        await until(lambda: bodies.held == 1000)
+    async with small_fleet() as (fleet, bodies), client(fleet, b"Content-Length: 1000") as first:
+        await first.send(padded(999))
+        await until(lambda: bodies.held == 999)
         async with client(fleet, b"Content-Length: 600", b"Expect: 100-continue") as caller:
             assert (await caller.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
 
@@ -174,3 +195,32 @@ async def test_an_http_1_0_client_is_sent_no_100_continue() -> None:
             b"Content-Length: 100\r\n\r\n" + padded(100)
         )
         assert (await caller.read_rest()).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+async def test_a_request_whose_body_has_arrived_is_past_no_deadline_while_it_waits(
+    stream: str,
+) -> None:
+    """Above 64 KiB the parser is paused while a body comes; an agent's first request has that."""
+    go = asyncio.Event()
+
+    async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await go.wait()
+        return web.json_response({})
+
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.infer = infer
+    async with running_fleet(config=Config(polling=FAST), a=neuron) as fleet:
+        for number, size in enumerate(range(60 << 10, 140 << 10, 5 << 10), 1):
+            go.clear()
+            listener = fleet.gateway.listeners["listen"]
+            assert listener is not None
+            body = (b'{"model":"m","stream":%b}' % stream.encode()).ljust(size)
+            async with client(fleet, b"Content-Length: %d" % size) as caller:
+                await caller.send(body)
+                await until(lambda number=number: len(neuron.inference) == number)
+                (door,) = listener.server.doors
+                assert door.overdue(asyncio.get_running_loop().time() + 3600) is None, size
+                go.set()
+                assert b" 200 " in await caller.read_until(b"\r\n\r\n")
+            await until(lambda listener=listener: not listener.server.doors)

@@ -15,7 +15,7 @@ from yarl import URL
 from cortexd.config.neuron import Agent, Paths
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LoadRequest, UnloadRequest
-from tests.functional.raw import answered, answers
+from tests.functional.raw import answered, answers, connected, post
 from tests.neuron.engines import FakeHarness, local, running_neuron
 from tests.waiting import GUARD, eventually, until
 
@@ -370,3 +370,27 @@ async def test_bad_http_is_refused_in_the_callers_envelope(path: str) -> None:
         assert (said if "code" in said else said["error"])["code"] == "bad_request"
         assert isinstance(said["error"], str) == (path == "/models/load")
         assert harness.events == []
+
+
+async def test_a_request_whose_body_has_arrived_is_past_no_deadline_while_it_waits() -> None:
+    go = asyncio.Event()
+    sizes: list[int] = []
+
+    async def serve(request: web.BaseRequest) -> web.StreamResponse:
+        sizes.append(len(await request.read()))
+        await go.wait()
+        return web.json_response({})
+
+    async with running_neuron(local("a"), harness=FakeHarness(serve=serve)) as (neuron, _):
+        listener = neuron._listener
+        assert listener is not None
+        for size in range(60 << 10, 140 << 10, 5 << 10):
+            go.clear()
+            async with connected(neuron.address) as caller:
+                await caller.send(post(b'{"model":"a"}'.ljust(size)))
+                await until(lambda size=size: size in sizes)
+                (door,) = listener.server.doors
+                assert door.overdue(asyncio.get_running_loop().time() + 3600) is None, size
+                go.set()
+                assert (await caller.read_answer()).status == 200
+            await until(lambda: not listener.server.doors)

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from cortexd.errors import Kind
-from cortexd.proxy.door import Door, Limits
+from cortexd.proxy.deadlines import Limits
+from cortexd.proxy.door import Door
 from cortexd.proxy.listen import Listener, listen
 from cortexd.proxy.server import DoorServer
 from tests.functional.raw import Address

@@ -12,7 +12,8 @@ import pytest
 from aiohttp import web
 
 from cortexd.proxy import door as doors
-from cortexd.proxy.door import Limits, Sent
+from cortexd.proxy.deadlines import Limits, Overdue
+from cortexd.proxy.door import Sent
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
 from cortexd.proxy.server import DoorServer
 from tests.functional.raw import answered, answers, connected
@@ -115,9 +116,9 @@ async def test_every_byte_of_a_body_gives_the_client_more_time() -> None:
         first = gate.since
         await client.send(b"2")
         await until(lambda: gate.since > first)
-        assert not site.door.is_late(first + 100.0001)
-        assert not site.door.is_late(gate.since + 99)
-        assert site.door.is_late(gate.since + 101)
+        assert not site.door.overdue(first + 100.0001)
+        assert not site.door.overdue(gate.since + 99)
+        assert site.door.overdue(gate.since + 101)
 
 
 async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
@@ -125,7 +126,7 @@ async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
         await client.send(GET)
         await client.read_until(b"hello")
         door, gate = site.door, cast(Any, site.door._gate)
-        assert not door.is_late(gate.since + 1000)  # between two requests nothing is due
+        assert not door.overdue(gate.since + 1000)  # between two requests nothing is due
         await client.send(b"GET / ")
         await until(lambda: gate.awaits == "head")
         first = gate.since
@@ -133,8 +134,8 @@ async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
         await client.send(b"HTTP/1.1\r\n")
         await until(lambda: gate._head > size)
         assert gate.since == first
-        assert not door.is_late(first + 99)
-        assert door.is_late(first + 101)
+        assert not door.overdue(first + 99)
+        assert door.overdue(first + 101)
 
 
 async def test_half_a_head_behind_a_long_answer_does_not_cost_that_answer() -> None:
@@ -145,11 +146,11 @@ async def test_half_a_head_behind_a_long_answer_does_not_cost_that_answer() -> N
         await client.send(b"GET / HTTP/1.1\r\n")
         await until(lambda: site.door._gate.awaits == "head")
         now = asyncio.get_running_loop().time()
-        assert not site.door.is_late(now + 1000)
+        assert not site.door.overdue(now + 1000)
         is_let_go.set()
         await client.read_until(b"whole")
-        assert not site.door.is_late(now + 1099)
-        assert site.door.is_late(now + 1101)
+        assert not site.door.overdue(now + 1099)
+        assert site.door.overdue(now + 1101)
 
 
 async def test_a_body_that_we_do_not_read_is_not_the_clients_delay() -> None:
@@ -165,10 +166,138 @@ async def test_a_body_that_we_do_not_read_is_not_the_clients_delay() -> None:
         sending = asyncio.ensure_future(client.send(body))
         await until(lambda: bool(site.server.doors) and not site.door._wire.is_reading())  # type: ignore[union-attr]
         now = asyncio.get_running_loop().time()
-        assert not site.door.is_late(now + 1000)
+        assert not site.door.overdue(now + 1000)
         is_let_go.set()
         await client.read_until(str(size).encode())
         await sending
+
+
+SIZES = sorted({size + off for size in (1 << bit for bit in range(10, 21)) for off in (-1, 0, 1)})
+
+
+@pytest.mark.parametrize("is_trickled", [False, True], ids=["one-send", "trickled"])
+@pytest.mark.parametrize("answer", ["at-once", "waits", "streams"])
+async def test_a_body_that_has_arrived_is_owed_no_more(is_trickled: bool, answer: str) -> None:
+    """Whatever its size, and whether or not aiohttp paused its parser on the way."""
+    go_on = asyncio.Event()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        body = await request.read()
+        if answer == "streams":
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b"begun")
+            await go_on.wait()
+            await response.write(b" %d." % len(body))
+            await response.write_eof()
+            return response
+        if answer == "waits":
+            await go_on.wait()
+        return web.Response(body=b" %d." % len(body))
+
+    # Deadlines are asked for below, at any time; none is met by itself.
+    async with (
+        open_site(handle, limits=short(body=30), max_body=2 << 20) as site,
+        connected(site.address) as client,
+    ):
+        for number, size in enumerate(SIZES, 1):
+            go_on.clear()
+            await client.send(POST.replace(b"10", b"%d" % size))
+            body, step = bytes(size), size if not is_trickled else max(size // 9, 1)
+            if is_trickled:
+                await until(lambda number=number: len(site.handled) == number)
+            for at in range(0, size, step):
+                await client.send(body[at : at + step])
+                await asyncio.sleep(0)
+            await until(lambda number=number: len(site.handled) == number)
+            if answer == "streams":
+                await client.read_until(b"begun")
+            if answer != "at-once":
+                gate = cast(Any, site.door._gate)
+                await until(lambda gate=gate: gate._payload.at_eof())
+                assert gate.awaits is None, size
+                assert site.door.overdue(asyncio.get_running_loop().time() + 3600) is None
+            go_on.set()
+            await client.read_until(b" %d." % size)
+            if answer == "streams":
+                await client.read_until(b"0\r\n\r\n")
+
+
+async def test_a_body_slower_than_the_least_rate_is_overdue() -> None:
+    limits = Limits(body=30, body_window=60, body_rate=10)
+    async with open_site(limits=limits) as site, connected(site.address) as client:
+        await client.send(POST.replace(b"10", b"100000"))
+        await until(lambda: bool(site.handled))
+        door, gate = site.door, cast(Any, site.door._gate)
+        now = gate.since
+        assert door.overdue(now) is None
+
+        async def passed(seconds: int, rate: int) -> Overdue | None:
+            """What is overdue after so many seconds, in each of which so many bytes come."""
+            nonlocal now
+            found = None
+            for _ in range(seconds):
+                due = gate.taken + rate
+                await client.send(bytes(rate))
+                await until(lambda due=due: gate.taken == due)
+                now = gate.since = now + 1
+                found = found or door.overdue(now)
+            return found
+
+        assert await passed(61, 10) is None
+        found = await passed(61, 9)
+        assert found is not None
+        assert found.text == "its request body came at less than 10 bytes/s for 60 s"
+
+
+async def test_a_body_has_a_deadline_for_the_whole_of_it() -> None:
+    limits = Limits(body=30, body_window=3600, body_total=100)
+    async with open_site(limits=limits) as site, connected(site.address) as client:
+        await client.send(POST.replace(b"10", b"100000"))
+        await until(lambda: bool(site.handled))
+        door, gate = site.door, cast(Any, site.door._gate)
+        start = gate.since
+        for second in range(101):
+            gate.since = start + second  # as if a byte had come
+            assert door.overdue(start + second) is None
+        found = door.overdue(start + 101)
+        assert found is not None
+        assert found.text == "its request body was not whole after 100 s"
+
+
+@pytest.mark.parametrize(
+    ("limits", "sent", "text"),
+    [
+        (
+            short(head=SHORT),
+            b"GET /secret HT",
+            "the head of its request was not whole after 0.05 s",
+        ),
+        (short(body=SHORT), POST + b"secret", "no byte of its request body came for 0.05 s"),
+    ],
+)
+async def test_a_cut_by_a_deadline_is_logged_with_the_deadline_and_the_peer(
+    caplog: pytest.LogCaptureFixture, limits: Limits, sent: bytes, text: str
+) -> None:
+    caplog.set_level("INFO", "cortexd.proxy")
+    async with open_site(limits=limits) as site, connected(site.address) as client:
+        await client.send(sent)
+        await client.read_rest()
+        host, port = client.sock.getsockname()
+        await until(lambda: bool(caplog.records))
+    (record,) = caplog.records
+    assert record.getMessage() == f"closed the connection from {host}:{port}: {text}"
+    assert record.levelname == "INFO"
+
+
+async def test_the_end_of_an_idle_connection_is_not_worth_a_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "cortexd.proxy")
+    async with open_site(limits=short(idle=SHORT)) as site, connected(site.address) as client:
+        await client.send(GET)
+        await client.read_rest()
+    assert not caplog.records
 
 
 async def fill(request: web.BaseRequest) -> int:
@@ -226,12 +355,12 @@ async def test_a_client_that_takes_a_little_now_and_then_is_not_cut() -> None:
         assert wire is not None
         await until(lambda: wire.get_write_buffer_size() >= 1 << 15)
         before = wire.get_write_buffer_size()
-        assert not site.door.is_late(0)
-        assert site.door.is_late(101)
+        assert not site.door.overdue(0)
+        assert site.door.overdue(101)
         while wire.get_write_buffer_size() == before:
             await client.read_some()
-        assert not site.door.is_late(101)
-        assert not site.door.is_late(200)
+        assert not site.door.overdue(101)
+        assert not site.door.overdue(200)
 
 
 async def test_silent_clients_do_not_keep_others_waiting() -> None:
@@ -382,12 +511,12 @@ async def test_a_slow_reader_of_a_whole_answer_is_no_idle_client() -> None:
         await until(lambda: bool(site.handled) and site.door.is_idle)
         door, now = site.door, asyncio.get_running_loop().time()
         for waited in (0, 9, 18):
-            assert not door.is_late(now + waited)
-        while door._unsent:
+            assert not door.overdue(now + waited)
+        while door._deadlines.unsent:
             await client.read_some()
-            assert not door.is_late(now + 18)
-        assert not door.is_late(now + 27)
-        assert door.is_late(now + 29)
+            assert not door.overdue(now + 18)
+        assert not door.overdue(now + 27)
+        assert door.overdue(now + 29)
 
 
 async def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> None:
@@ -484,9 +613,26 @@ async def test_a_door_lives_by_the_limits_it_was_given() -> None:
 
 
 def test_the_limits_are_what_is_documented() -> None:
-    assert Limits() == Limits(head=10, body=30, stall=60, idle=75, linger=5)
+    assert Limits() == Limits(
+        head=10,
+        body=30,
+        stall=60,
+        idle=75,
+        linger=5,
+        body_window=60,
+        body_rate=256,
+        body_total=600,
+    )
     assert (MAX_TARGET, MAX_HEAD, MAX_FIELDS) == (8192, 32768, 100)
     assert (doors.HIGH_WATER, doors.LOW_WATER) == (65536, 16384)
+
+
+@pytest.mark.parametrize(("max_body", "seconds"), [(64 << 20, 600), (1 << 30, 8192)])
+async def test_the_largest_body_allowed_may_come_at_1_mbit_per_second(
+    max_body: int, seconds: float
+) -> None:
+    async with open_site(limits=Limits(), max_body=max_body) as site:
+        assert site.server._limits.body_total == seconds
 
 
 async def test_a_misspelt_limit_is_an_error() -> None:
