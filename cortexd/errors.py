@@ -56,6 +56,7 @@ UNLOAD_FAILED = Kind("unload_failed", 502)
 LOAD_QUEUE_FULL = Kind("load_queue_full", 503, 5)
 ENDPOINT_RESOLVE_FAILED = Kind("endpoint_resolve_failed", 502, 2)
 ENDPOINT_REFUSED = Kind("endpoint_refused", 502)
+LOOP_DETECTED = Kind("loop_detected", 508, should_retry=False)
 UPSTREAM_FAILED = Kind("upstream_failed", 502, 1)
 UPSTREAM_TIMEOUT = Kind("upstream_timeout", 504, 1)
 UPSTREAM_INTERRUPTED = Kind("upstream_interrupted", 502)  # said at the end of a broken stream

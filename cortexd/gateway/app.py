@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -48,7 +49,7 @@ from cortexd.gateway.relay import Relay
 from cortexd.gateway.reload import Reload
 from cortexd.gateway.shutdown import Shutdown
 from cortexd.metrics import FleetCollector, Metrics
-from cortexd.nodes.client import NeuronClient
+from cortexd.nodes.client import NeuronClient, outward_socket
 from cortexd.proxy.door import Handler
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.listen import connection_cap
@@ -140,7 +141,11 @@ class Gateway:
         self._resolver = Resolver()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, resolver=self._resolver, use_dns_cache=False, ssl=self._tls or True
+                limit=0,
+                resolver=self._resolver,
+                use_dns_cache=False,
+                ssl=self._tls or True,
+                socket_factory=partial(outward_socket, self.listeners.is_own),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
@@ -178,7 +183,7 @@ class Gateway:
         self._operator = Operator(self.registry, self.table, self._unloads, self._state, current)
         self._residents = Residents(self.registry, self.table, self._unloads)
         self._endpoints = Endpoints(self.registry, clients, current)
-        self._exchange = Exchange(self._resolver, self._tls)
+        self._exchange = Exchange(self._resolver, self._tls, self.listeners.is_own)
         dispatcher = Dispatcher(self.registry, self.table, self._endpoints, reservations)
         self._accounting = Accounting(self.metrics, self.registry, self._write_access)
         self._relay = Relay(

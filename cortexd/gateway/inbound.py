@@ -13,6 +13,7 @@ from cortexd.proxy.exchange import Carried
 class Inbound(msgspec.Struct, eq=False):
     """One request. `received` is monotonic; `status` is 0 until it is answered.
 
+    hops: gateways that it has passed through before this one.
     asked, model: as the caller spelt it, and the concrete id.
     sent: when it first went upstream, monotonic; waited: seconds before that, for a load.
     ended: monotonic.
@@ -25,6 +26,7 @@ class Inbound(msgspec.Struct, eq=False):
     request_id: str
     dialect: Dialect
     received: float
+    hops: int = 0
     asked: str | None = None
     model: str | None = None
     is_stream: bool = False

@@ -58,6 +58,10 @@ class Listeners:
         """Every one that has connections, those that take no new ones too."""
         return [*self._open.values(), *self._leaving]
 
+    def is_own(self, ip: str, port: int) -> bool:
+        """Return whether a connection to this address would arrive at a listener of ours."""
+        return any(where.accepts(ip, port) for listener in self.all for where in listener.bound)
+
     def are_inherited(self, key: Key) -> bool:
         """Whether the service manager says where it listens."""
         return key in self._inherited

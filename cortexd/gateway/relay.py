@@ -22,6 +22,7 @@ from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.bodies import Bodies, Hold
 from cortexd.gateway.cors import allowance_lines
+from cortexd.gateway.hops import HOPS, count_hops
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
@@ -29,6 +30,7 @@ from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import is_own_host
 from cortexd.proxy.answer import UpstreamFault
+from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
@@ -101,6 +103,7 @@ class Relay:
 
     async def _read(self, inbound: Inbound, hold: Hold) -> bytes:
         """The body as it goes upstream; notes what it asks for."""
+        inbound.hops = count_hops(inbound.request.headers.get(HOPS))
         content_type = inbound.request.headers.get(hdrs.CONTENT_TYPE, "")
         body = await hold.read(inbound.request)
         view = parse_view(body, content_type)
@@ -172,7 +175,7 @@ class Relay:
             first_byte = config.loading.timeout if is_lazy else upstream.first_byte_timeout
         target = inbound.path
         if inbound.request.raw_path != target and (
-            query := inbound.request.rel_url.raw_query_string
+            query := without_credentials(inbound.request.rel_url.raw_query_string)
         ):
             target = f"{target}?{query}"
         return Call(
@@ -194,7 +197,7 @@ class Relay:
         )
 
     def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
-        said = f"X-Request-Id: {inbound.request_id}\r\n"
+        said = f"X-Request-Id: {inbound.request_id}\r\n{HOPS}: {inbound.hops + 1}\r\n"
         if token := self._current.tokens.get(route.node):
             node = self._registry.snapshot.nodes[route.node]
             if is_own_host(route.endpoint, node.endpoint):
@@ -239,6 +242,13 @@ def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
         return Refusal(
             errors.UPSTREAM_TIMEOUT,
             f"The node {node} did not begin to answer for {model!r} in time: {fault}. Try again.",
+        )
+    if fault.what == "own":
+        return Refusal(
+            errors.ENDPOINT_REFUSED,
+            f"The node {node} can't be used for {model!r}: it names the endpoint {route.endpoint}, "
+            "which leads back to this gateway. Set [[neurons]] endpoint to the address of the "
+            "neuron, or correct what the neuron names.",
         )
     if fault.what == "answered":
         words, _ = fault_text(fault.content)

@@ -70,7 +70,7 @@ class Attempts:
             return False
         self._left -= 1
         match fault.what:
-            case "refused" | "unreachable":  # it never saw the request; it may have moved
+            case "refused" | "unreachable" | "own":  # it never saw the request; it may have moved
                 if await self._dispatcher.endpoint_moved(route) is not None:
                     return True
                 self.query = self._query_without(route)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import aiohttp
@@ -122,10 +123,25 @@ class NeuronClient:
         raise NodeError(f"{path}: {answer.status} {words}".rstrip(), answer.status, code)
 
 
+def outward_socket(
+    is_own: Callable[[str, int], bool], address: aiohttp.AddrInfoType
+) -> socket.socket:
+    """A socket for a connection to `address`, the socket factory of a session.
+
+    is_own: whether an IP address and port are a listener of this process. Raises OSError if so.
+    """
+    family, kind, protocol, _, where = address
+    if is_own(str(where[0]), int(where[1])):
+        raise OSError(
+            None, "that is this gateway itself; set `endpoint` to the address of the neuron"
+        )
+    return socket.socket(family, kind, protocol)
+
+
 def _words(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = error.os_error
-        said = os.strerror(reason.errno) if reason.errno else str(reason)
+        said = os.strerror(reason.errno) if reason.errno else reason.strerror or str(reason)
         return f"can't connect to {error.host}:{error.port}: {said}"
     return str(error) or type(error).__name__
 

@@ -40,6 +40,7 @@ class Head(NamedTuple):
 What = Literal[
     "refused",
     "unreachable",
+    "own",
     "unsent",
     "reset",
     "invalid",
@@ -53,7 +54,8 @@ What = Literal[
 class UpstreamFault(Exception):
     """No answer, or only a part of one.
 
-    what: `refused`, no connection was made; `unreachable`, not in time; `unsent`, one from the
+    what: `refused`, no connection was made; `unreachable`, not in time; `own`, none was tried: it
+        would lead back to this process; `unsent`, one from the
         pool was closed before the request was written: the upstream has not seen the request.
         `reset`, the connection ended before a byte of an answer; `invalid`, what came is no whole
         HTTP answer; `declined`, the answer was not wanted; `answered`, but with something that

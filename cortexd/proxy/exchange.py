@@ -20,7 +20,7 @@ from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import Head, UpstreamFault
 from cortexd.proxy.connection import Connection
 from cortexd.proxy.headers import client_lines, upstream_lines
-from cortexd.proxy.pool import Origin, Pool, parse_base
+from cortexd.proxy.pool import Origin, Pool, never_own, parse_base
 from cortexd.proxy.splice import Splice
 from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
@@ -77,13 +77,18 @@ class Carried(msgspec.Struct, frozen=True):
 
 
 class Exchange:
-    """Carries exchanges over a pool of upstream connections. `tls`: see Pool."""
+    """Carries exchanges over a pool of upstream connections. `tls`, `is_own`: see Pool."""
 
-    def __init__(self, resolver: Resolver, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        tls: ssl.SSLContext | None = None,
+        is_own: Callable[[str, int], bool] | None = None,
+    ) -> None:
         # Once: to ask for the running loop costs a system call before Python 3.12.
         self._loop = asyncio.get_running_loop()
         self._sweeper = Sweeper()
-        self._pool = Pool(resolver, self._sweeper, tls)
+        self._pool = Pool(resolver, self._sweeper, tls, is_own or never_own)
 
     async def close(self) -> None:
         """Close what is idle, and look at no deadline any more."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 from urllib.parse import quote
+
+from cortexd.proxy.credentials import is_credential
 
 Fields = Sequence[tuple[bytes, bytes]]  # names as they were spelt
 
@@ -27,10 +29,8 @@ _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     b"accept-encoding",
     b"authorization",
     b"content-length",
-    b"cookie",
     b"expect",
     b"host",
-    b"x-api-key",
     b"x-request-id",
 }
 # The gateway answers under its own name and its own request id, and at its own time, as nginx does;
@@ -42,6 +42,7 @@ _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"access-control-allow-origin",
     b"access-control-expose-headers",
     b"access-control-max-age",
+    b"authorization",
     b"content-length",
     b"date",
     b"request-id",
@@ -59,15 +60,23 @@ _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
 
 
 class _Kept(dict[bytes, bool]):
-    """Whether a field is kept, by its name as it is spelt: the same few come again and again."""
+    """Whether a field is kept, by its name as it is spelt: the same few come again and again.
 
-    def __init__(self, dropped: frozenset[bytes]) -> None:
+    drops: whether a name in lower case is dropped though it is not in `dropped`.
+    """
+
+    def __init__(
+        self, dropped: frozenset[bytes], drops: Callable[[bytes], bool] | None = None
+    ) -> None:
         super().__init__()
         self.dropped = dropped
+        self.drops = drops
 
     def __missing__(self, name: bytes) -> bool:
         low = name.lower()
         is_kept = low not in self.dropped and not low.startswith(_OURS)
+        if is_kept and self.drops is not None:
+            is_kept = not self.drops(low)
         if len(name) <= _LONGEST:
             if len(self) >= _MOST:
                 self.clear()
@@ -75,7 +84,7 @@ class _Kept(dict[bytes, bool]):
         return is_kept
 
 
-_UPSTREAM: Final = _Kept(_NOT_UPSTREAM)
+_UPSTREAM: Final = _Kept(_NOT_UPSTREAM, is_credential)
 _CLIENT: Final = _Kept(_NOT_TO_CLIENT)
 _CLIENT_OF_EVENTS: Final = _Kept(_NOT_TO_CLIENT_OF_EVENTS)
 
@@ -112,7 +121,7 @@ def _lines(fields: Fields, kept: _Kept) -> bytes:
             if not words <= {b"keep-alive", b"close", b""} and not words <= kept.dropped:
                 # Of all of them: there may be thousands.
                 named = (_words(value) for name, value in fields if name.lower() == b"connection")
-                return _lines(fields, _Kept(kept.dropped.union(*named)))
+                return _lines(fields, _Kept(kept.dropped.union(*named), kept.drops))
     return b"".join(said)
 
 

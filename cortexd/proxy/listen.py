@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from cortexd.daemon.bound import BoundAddress
 from cortexd.proxy.server import DoorServer
 
 BACKLOG: Final = 1024
@@ -52,16 +53,22 @@ def connection_cap() -> int:
 
 
 class Listener:
-    """A server that listens. `address` is where: (host, port).
+    """A server that listens. `address` is where: (host, port). `bound`: where its sockets are.
 
     It ends by `close`, or by its steps: `leave`, `stop`, `see_off`, `finish`.
     """
 
     def __init__(
-        self, server: DoorServer, runner: web.ServerRunner, address: tuple[str, int], timeout: float
+        self,
+        server: DoorServer,
+        runner: web.ServerRunner,
+        address: tuple[str, int],
+        timeout: float,
+        bound: Sequence[BoundAddress],
     ) -> None:
         self.server = server
         self.address = address
+        self.bound = bound
         self._runner = runner
         self._timeout = timeout
 
@@ -141,7 +148,8 @@ async def serve_on(
     await runner.setup()
     for sock in sockets:
         await web.SockSite(runner, sock, backlog=BACKLOG).start()
-    return Listener(server, runner, address, shutdown_timeout)
+    bound = [where for sock in sockets if (where := BoundAddress.of(sock)) is not None]
+    return Listener(server, runner, address, shutdown_timeout, bound)
 
 
 async def _open(host: str, port: int) -> list[socket.socket]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from itertools import takewhile
@@ -50,15 +51,29 @@ def parse_base(base: str) -> tuple[Origin, str]:
     return Origin(parts.hostname or "", port, is_tls, parts.netloc), parts.path.rstrip("/")
 
 
+def never_own(ip: str, port: int) -> bool:
+    """For a process whose upstreams can't lead back to it."""
+    return False
+
+
 class Pool:
-    """`tls`: for https origins; None: the system's certificates."""
+    """`tls`: for https origins; None: the system's certificates.
+
+    is_own: whether an IP address and port are a listener of this process, which is never
+        connected to.
+    """
 
     def __init__(
-        self, resolver: Resolver, sweeper: Sweeper, tls: ssl.SSLContext | None = None
+        self,
+        resolver: Resolver,
+        sweeper: Sweeper,
+        tls: ssl.SSLContext | None = None,
+        is_own: Callable[[str, int], bool] = never_own,
     ) -> None:
         self._resolver = resolver
         self._sweeper = sweeper
         self._tls = tls
+        self._is_own = is_own
         self._loop = asyncio.get_running_loop()
         # Of each origin in the order in which they were given.
         self._idle: dict[object, dict[Connection, None]] = {}
@@ -81,7 +96,7 @@ class Pool:
     async def connect(self, origin: Origin, timeout: float) -> Connection:
         """A new connection, made within `timeout` seconds.
 
-        Raises UpstreamFault (refused, unreachable).
+        Raises UpstreamFault (refused, unreachable, own).
         """
         try:
             async with asyncio.timeout(timeout):
@@ -132,7 +147,10 @@ class Pool:
 
     async def _dial(self, origin: Origin, timeout: float) -> Connection:
         """To the first of its addresses that takes it; none may use up the time of the others."""
-        addresses = await self._resolver.addresses(origin.host, origin.port)
+        found = await self._resolver.addresses(origin.host, origin.port)
+        addresses = [address for address in found if not self._is_own(*address)]
+        if not addresses:
+            raise UpstreamFault("own", f"{origin.netloc} is an address of this gateway itself")
         share = timeout / len(addresses)
         for ip, _ in addresses[:-1]:
             with suppress(OSError, TimeoutError):

@@ -185,7 +185,8 @@ async def test_the_clients_secrets_stay_with_the_gateway_and_the_nodes_token_goe
         assert sent["Accept-Encoding"] == "identity"
         assert sent["X-Kept"] == "yes"
         assert sent["anthropic-beta"] == "tools"
-        assert not any(name.lower().startswith("x-cortex") for name in sent)
+        ours = {name.lower() for name in sent if name.lower().startswith("x-cortex")}
+        assert ours == {"x-cortex-hops"}
         assert sent["X-Request-Id"] == answer.headers["x-request-id"]
 
 
@@ -233,6 +234,23 @@ async def test_the_query_goes_along() -> None:
         assert fleet.neurons["a"].calls[-1][1] == "/v1/messages"
         answer = await fleet.ask(path="/v1/messages?beta=true")
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
+
+
+async def test_credentials_of_the_client_reach_no_node() -> None:
+    targets: list[str] = []
+
+    async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        targets.append(request.path_qs)
+        return web.json_response({})
+
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.infer = infer
+    async with running_fleet(a=neuron) as fleet:
+        keys = ("api-key", "x-goog-api-key", "x-api-key", "Authorization", "Cookie")
+        path = "/v1/messages?key=s3cret&beta=true"
+        await fleet.ask(path=path, headers=dict.fromkeys(keys, "s3cret"))
+        assert targets == ["/v1/messages?beta=true"]
+        assert "s3cret" not in str(neuron.inference_headers)
 
 
 async def test_a_client_that_leaves_takes_its_upstream_request_along() -> None:

@@ -17,6 +17,22 @@ from cortexd.proxy.headers import client_lines, lines, upstream_lines
         "Proxy-Authorization",
         "Authorization",
         "X-API-Key",
+        "API-Key",
+        "Api-Key",
+        "x-goog-api-key",
+        "X-LiteLLM-API-Key",
+        "ApiKey",
+        "X-Auth-Token",
+        "X-Auth-Key",
+        "Ocp-Apim-Subscription-Key",
+        "CF-Access-Client-Secret",
+        "CF-Access-Jwt-Assertion",
+        "X-Amz-Security-Token",
+        "X-Amzn-Oidc-Accesstoken",
+        "X-Forwarded-Access-Token",
+        "X-Forwarded-Authorization",
+        "Helicone-Auth",
+        "Private-Token",
         "Cookie",
         "Host",
         "Content-Length",
@@ -32,7 +48,42 @@ def test_what_is_the_gateways_business_does_not_go_upstream(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Set-Cookie", "Server", "Date", "X-Cortex-Node", "X-Request-Id", "Request-Id", "TE"]
+    "name",
+    [
+        "Idempotency-Key",
+        "Session-Id",
+        "X-Session-Id",
+        "Anthropic-Version",
+        "Anthropic-Beta",
+        "OpenAI-Organization",
+        "X-Stainless-Retry-Count",
+        "X-Max-Tokens",
+        "Traceparent",
+        "Accept",
+        "User-Agent",
+    ],
+)
+def test_header_that_is_no_credential_goes_upstream(name: str) -> None:
+    assert upstream_lines([(name.encode(), b"x")]) == f"{name}: x\r\n".encode()
+
+
+def test_credential_is_dropped_beside_a_connection_header_that_names_another() -> None:
+    fields = [(b"Connection", b"x-one"), (b"api-key", b"s"), (b"X-One", b"1"), (b"X-Two", b"2")]
+    assert upstream_lines(fields) == b"X-Two: 2\r\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Authorization",
+        "Set-Cookie",
+        "Server",
+        "Date",
+        "X-Cortex-Node",
+        "X-Request-Id",
+        "Request-Id",
+        "TE",
+    ],
 )
 def test_what_an_upstream_says_of_itself_does_not_reach_the_client(name: str) -> None:
     fields = [(name.encode(), b"x"), (b"Retry-After", b"3")]
