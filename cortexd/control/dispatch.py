@@ -7,7 +7,9 @@ that `fleet.routing` leaves to others.
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Literal
 
 import msgspec
 
@@ -20,11 +22,12 @@ from cortexd.control.registry import Lease, Registry
 from cortexd.control.reservations import Reservations
 from cortexd.errors import Refusal
 from cortexd.fleet.choice import score
-from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
+from cortexd.fleet.routing import ABLE, Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Ledger, Replica
 from cortexd.wire.neuron import LOADED, RELOADING, UNLOADED
 
 MAX_PASSES = 2  # through the load table, for one request
+RECHECK: Final = 10.0  # seconds to wait for a node's next report
 
 
 class RouteDecision(msgspec.Struct, frozen=True):
@@ -53,7 +56,10 @@ class RouteDecision(msgspec.Struct, frozen=True):
 
 
 class Dispatcher:
-    """Routes requests over the registry's picture and the load table."""
+    """Routes requests over the registry's picture and the load table.
+
+    nudge: has a node polled now.
+    """
 
     def __init__(
         self,
@@ -61,8 +67,10 @@ class Dispatcher:
         table: LoadTable,
         endpoints: Endpoints,
         reservations: Reservations,
+        nudge: Callable[[str], None],
     ) -> None:
         self._registry = registry
+        self._nudge = nudge
         self._reservations = reservations
         self._table = table
         self._endpoints = endpoints
@@ -192,6 +200,27 @@ class Dispatcher:
         node = self._registry.snapshot.nodes[route.node]
         if node.epoch == route.replica.epoch:  # else it is another process by now
             self._registry.tell(route.node, route.replica.model, LOADED if served else UNLOADED)
+
+    async def still_listed(self, route: RouteDecision) -> bool:
+        """Poll a node that answered that it does not have the model.
+
+        Return whether it lists the same replica as resident even now, or did not report.
+        """
+        node, model = route.lease.key
+        registry = self._registry
+        registry.untell(node, model)
+        self._endpoints.drop(route.replica)
+        self._nudge(node)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECHECK):
+                await registry.wait_polled(node, self.now())
+        replica = registry.replica(node, model)
+        if replica is None or replica.status not in ABLE:
+            return False
+        if replica is not route.replica and route.route != "lazy":
+            return False  # somebody has had it loaded again meanwhile
+        registry.note_fault(node, model, suspect=False)
+        return True
 
     async def endpoint_moved(self, route: RouteDecision) -> str | None:
         """After a refused connection: the replica's endpoint asked anew, when it is another."""

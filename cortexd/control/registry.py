@@ -128,6 +128,13 @@ class Registry:
         at = asyncio.get_running_loop().time()
         self._put(told(self.snapshot.nodes[name], model, status, at))
 
+    def untell(self, name: str, model: str) -> None:
+        """Let the node's next report say what is true of a model, whatever was told of it."""
+        node = self.snapshot.nodes.get(name)
+        if node is not None and model in node.told:
+            told_of = {key: fact for key, fact in node.told.items() if key != model}
+            self._put(msgspec.structs.replace(node, told=told_of))
+
     def forget(self, name: str, model: str) -> None:
         """Drop a model that a node turned out not to have; its next poll says what is true."""
         self._put(forgotten(self.snapshot.nodes[name], model))

@@ -184,7 +184,9 @@ class Gateway:
         self._residents = Residents(self.registry, self.table, self._unloads)
         self._endpoints = Endpoints(self.registry, clients, current)
         self._exchange = Exchange(self._resolver, self._tls, self.listeners.is_own)
-        dispatcher = Dispatcher(self.registry, self.table, self._endpoints, reservations)
+        dispatcher = Dispatcher(
+            self.registry, self.table, self._endpoints, reservations, self._poller.nudge
+        )
         self._accounting = Accounting(self.metrics, self.registry, self._write_access)
         self._relay = Relay(
             dispatcher,

@@ -34,6 +34,7 @@ from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
+from cortexd.wire.engine_errors import STATUSES
 from cortexd.wire.neuron import fault_text
 from cortexd.wire.sse import UsageRemover
 
@@ -150,7 +151,8 @@ class Relay:
                 carried = await self._exchange.carry(splice, inbound.request, call)
             except UpstreamFault as fault:
                 self._accounting.failed(route, str(fault.status or fault.what))
-                self._dispatcher.confirm(route, served=False)
+                if fault.what != "model_missing":  # what its node lists now says more
+                    self._dispatcher.confirm(route, served=False)
                 self._liveness.failed(route.replica, fault)
                 if not await attempts.has_next(fault, route):
                     raise _refusal(fault, route) from fault
@@ -190,6 +192,8 @@ class Relay:
             is_fresh=attempts.is_fresh,
             is_late=route.is_cold_start and can_wait(inbound),
             declines=lambda status: attempts.declines(route, status),
+            inspected=STATUSES,
+            judge=lambda status, content: attempts.judge(route, status, content),
             remover=UsageRemover() if inbound.hides_usage else None,
             last_words=lambda fault: last_words(
                 _interrupted(fault, route), inbound.path, inbound.request_id
@@ -249,6 +253,13 @@ def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
             f"The node {node} can't be used for {model!r}: it names the endpoint {route.endpoint}, "
             "which leads back to this gateway. Set [[neurons]] endpoint to the address of the "
             "neuron, or correct what the neuron names.",
+        )
+    if fault.what == "model_missing":
+        words, _ = fault_text(fault.content)
+        return Refusal(
+            errors.UPSTREAM_FAILED,
+            f"The node {node} lists the model {model!r}, but refuses requests for it: "
+            f"{words.rstrip('.')}. Load it again there, or restart the node's engine.",
         )
     if fault.what == "answered":
         words, _ = fault_text(fault.content)

@@ -10,11 +10,14 @@ from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.liveness import BACK_PRESSURE
 from cortexd.fleet.choice import Affinity, no_affinity
 from cortexd.fleet.routing import Query
-from cortexd.proxy.answer import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault, What
+from cortexd.wire.engine_errors import is_unknown_model
 
 # Seconds after a request was sent within which a lost connection is taken for bad luck; later it
 # may be the prompt that kills engines, and that must not be carried to every one of them.
 RESEND_WITHIN: Final = 1.0
+# How often one request may find that a node does not have the model that it lists.
+MAX_RECHECKS: Final = 2
 
 
 class Attempts:
@@ -31,6 +34,7 @@ class Attempts:
 
     since: float | None = None
     is_fresh = _goes_back = _has_resent = False
+    _rechecks = 0
 
     def __init__(
         self,
@@ -60,12 +64,20 @@ class Attempts:
             return False
         return self._dispatcher.has_better(self._query_without(route), route)
 
+    def judge(self, route: RouteDecision, status: int, content: bytes) -> What | None:
+        """Return the fault that an error answer stands for; None: it is the client's to read."""
+        if is_unknown_model(status, content, route.replica.model):
+            return "model_missing"
+        return None
+
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
         """Whether another attempt may follow this fault; the attributes then say how."""
         # As it was declined, whatever the clock says by now.
         if fault.what == "declined" and self._goes_back:
             self.since = self._began
             return True
+        if fault.what == "model_missing":
+            return await self._goes_on_without(route)
         if not self._left:
             return False
         self._left -= 1
@@ -90,6 +102,20 @@ class Attempts:
                 return True
             case _:
                 return False
+
+    async def _goes_on_without(self, route: RouteDecision) -> bool:
+        """Whether to decide again after a node answered that it does not have the model.
+
+        Not counted as a retry: what the node lists was out of date. A node that lists the model
+        even now is not asked again.
+        """
+        self._rechecks += 1
+        if self._rechecks > MAX_RECHECKS:
+            return False
+        if not await self._dispatcher.still_listed(route):
+            return True
+        self.query = self._query_without(route)
+        return self._dispatcher.other(self.query) is not None
 
     def _has_a_place(self, route: RouteDecision) -> bool:
         """Whether it waited for this model, and may wait for longer: others would come first."""

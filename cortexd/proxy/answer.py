@@ -45,6 +45,8 @@ What = Literal[
     "reset",
     "invalid",
     "declined",
+    "model_missing",
+    "context_overflow",
     "answered",
     "timeout",
     "stopped",
@@ -58,9 +60,10 @@ class UpstreamFault(Exception):
         would lead back to this process; `unsent`, one from the
         pool was closed before the request was written: the upstream has not seen the request.
         `reset`, the connection ended before a byte of an answer; `invalid`, what came is no whole
-        HTTP answer; `declined`, the answer was not wanted; `answered`, but with something that
-        has no place in the stream that is open already; `timeout`, it did not come; `stopped`, it
-        was we who ended it.
+        HTTP answer; `declined`, the answer was not wanted; `model_missing`, it answered that it
+        does not have the model; `context_overflow`, that the prompt is too long for it;
+        `answered`, but with something that has no place in the stream that is open already;
+        `timeout`, it did not come; `stopped`, it was we who ended it.
     is_reused: the connection had carried another exchange before.
     after: seconds since the request was sent. status, content: of an answer that has no place.
     """
@@ -83,7 +86,10 @@ class Receiver(Protocol):
 
     @property
     def flush(self) -> Callable[[], bool]:
-        """Called when all that one read brought has been told; whether any of it was body."""
+        """Called when all that one read brought has been told; whether any of it was body.
+
+        Looked up again after `head`.
+        """
 
     def begun(self) -> None:
         """A part of the head is there."""
@@ -171,6 +177,7 @@ class Answer:
         self.is_chunked, self.left = is_chunked, length or 0
         self.has_head = True
         self.receiver.head(Head(status, self._reason, self._fields, length, is_event_stream))
+        self.flush = self.receiver.flush  # the receiver may hold this body back
 
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was only an informational one."""

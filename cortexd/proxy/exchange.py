@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.answer import Head, UpstreamFault
+from cortexd.proxy.answer import Head, UpstreamFault, What
 from cortexd.proxy.connection import Connection
 from cortexd.proxy.headers import client_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, never_own, parse_base
@@ -31,6 +31,10 @@ _WORDS: Final = 16 * 1024  # bytes of an answer that has no place, for what it s
 
 def _never(status: int) -> bool:
     return False
+
+
+def _pass_on_any(status: int, content: bytes) -> What | None:
+    return None
 
 
 def _no_words(fault: UpstreamFault) -> bytes:
@@ -47,6 +51,9 @@ class Call(msgspec.Struct, frozen=True):
         the first byte of the answer's body (None: as long as the client waits), and between two.
     is_fresh: on a new connection, whatever the pool has.
     declines: asked with the status of the answer: True gives it up while nothing is passed on.
+    inspected: statuses of answers that are read whole before any of them is passed on, if they are
+        short; judge: asked with the status and the body of such an answer, returns the fault to
+        raise instead of passing it on, or None.
     last_words: what to say at the end of an event stream that broke off.
     is_late: the gateway may open the stream itself before the answer comes.
     remover: takes the usage that the client did not ask for out of an event stream again.
@@ -62,6 +69,8 @@ class Call(msgspec.Struct, frozen=True):
     idle_timeout: float = 300.0
     is_fresh: bool = False
     declines: Callable[[int], bool] = _never
+    inspected: Collection[int] = ()
+    judge: Callable[[int, bytes], What | None] = _pass_on_any
     last_words: Callable[[UpstreamFault], bytes] = _no_words
     is_late: bool = False
     remover: UsageRemover | None = None
@@ -130,6 +139,9 @@ class _Flight:
     _has_fed = False  # something of the body to `_pass_on`
     _is_passed_on = False  # something of the answer
     _refusing: UpstreamFault | None = None
+    _held: Head | None = None  # of an answer that is read whole first
+    _held_size = 0
+    _send: Callable[[], bool]  # what `flush` is for an answer that is not held
 
     def __init__(
         self,
@@ -177,10 +189,21 @@ class _Flight:
                 raise fault
             self._refusing = fault
             return
-        self._is_passed_on = True
         # Some engines send their head before they have read the prompt.
         self._since = self._loop.time()
         self._limit = call.first_byte_timeout or call.idle_timeout
+        if (
+            head.status in call.inspected
+            and not head.is_event_stream
+            and (head.length or 0) <= _WORDS
+        ):
+            self._held, self._send, self.flush = head, self.flush, self._flush_held
+            return
+        self._start(head)
+
+    def _start(self, head: Head) -> None:
+        call, splice = self._call, self._splice
+        self._is_passed_on = True
         if splice.is_open:
             return
         splice.start(
@@ -197,7 +220,9 @@ class _Flight:
         # First: what is written here may stall the client, but the connection is in the pool.
         self._connection = self._splice.source = None
         if self._refusing is not None:
-            self._break_off(self._refusing)
+            self._refuse(self._refusing)
+            return
+        if self._held is not None and not self._let_go(self._held):
             return
         if self._call.remover is not None and (rest := self._call.remover.rest()):
             self._splice.write(rest)
@@ -277,6 +302,41 @@ class _Flight:
             splice.write(data)
         else:
             splice.write(remover.feed(data))
+
+    def _flush_held(self) -> bool:
+        """Keep a short answer back until it is whole; what grows too long is passed on."""
+        splice = self._splice
+        if (held := self._held) is None:
+            return self._send()
+        self._has_fed = False
+        before, self._held_size = self._held_size, splice.unsent
+        if self._held_size > _WORDS:
+            self._held = None
+            content = splice.withdraw()
+            self._start(held)
+            splice.write(content)
+            return self._send()
+        return self._held_size > before
+
+    def _let_go(self, head: Head) -> bool:
+        """Pass on an answer that was read whole; False: it is given up for what it says."""
+        self._held = None
+        content = self._splice.withdraw()
+        what = self._call.judge(head.status, content)
+        if what is not None:
+            fault = UpstreamFault(what, f"it answered {head.status}")
+            fault.status, fault.content = head.status, content
+            self._break_off(fault)
+            return False
+        self._start(head)
+        self._splice.write(content)
+        return True
+
+    def _refuse(self, fault: UpstreamFault) -> None:
+        """End with an answer that has no place in the open stream."""
+        if fault.status in self._call.inspected:
+            fault.what = self._call.judge(fault.status, fault.content) or fault.what
+        self._break_off(fault)
 
     def _flush_rest(self) -> bool:
         """What is held back is body, too."""

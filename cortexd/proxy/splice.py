@@ -105,6 +105,13 @@ class Splice:
         else:
             self._out += (b"%x\r\n" % len(data), data, b"\r\n")
 
+    def withdraw(self) -> bytes:
+        """Take back the body that was written before `start`, none of which was sent."""
+        body = b"".join(self._out)
+        self._out, self._kept, self._kept_size = [], [], 0
+        self.first, self.first_at = b"", None
+        return body
+
     def say(self, words: bytes) -> None:
         """Words of the gateway's own, at once; they don't count as any of the body."""
         if words:
@@ -152,6 +159,11 @@ class Splice:
         if self._must_abort and not self.is_gone:
             self._door.abort()
         return _LAST if self._must_close else _FIRST_OF_MANY
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written since the last `flush`."""
+        return sum(map(len, self._out))
 
     @property
     def tail(self) -> bytes:

@@ -189,7 +189,7 @@ class House:
         self.operator = Operator(self.registry, self.table, self.unloads, StateFile(None), current)
         self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, clients, current)
-        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
+        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations, self.nudge)
 
     # What happens by itself.
 

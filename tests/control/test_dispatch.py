@@ -105,7 +105,7 @@ async def test_another_replica_is_better_by_its_score(
     nodes = [Node("a", "http://a"), Node("b", "http://b", weight=weight)]
     registry = Registry(nodes, Catalogue(), Events(), unhealthy_after=3)
     nothing = cast(Any, None)
-    dispatcher = Dispatcher(registry, nothing, nothing, nothing)
+    dispatcher = Dispatcher(registry, nothing, nothing, nothing, nothing)
     now = dispatcher.now()
     for name, count in (("a", 0), ("b", reported)):
         health = Health(models=[ModelLoad("m", in_flight=count)])

@@ -224,7 +224,7 @@ class World:
         )
         self.residents = Residents(self.registry, self.table, self.unloads)
         endpoints = Endpoints(self.registry, fakes, current)
-        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations)
+        self.dispatcher = Dispatcher(self.registry, self.table, endpoints, reservations, self.nudge)
 
     def nudge(self, node: str) -> None:
         """As the poller; polls come when the test says so."""

@@ -12,7 +12,7 @@ from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.registry import Lease
 from cortexd.fleet.routing import Query
 from cortexd.fleet.snapshot import Ledger, Replica
-from cortexd.gateway.retry import RESEND_WITHIN, Attempts
+from cortexd.gateway.retry import MAX_RECHECKS, RESEND_WITHIN, Attempts
 from cortexd.proxy.answer import UpstreamFault, What
 
 
@@ -24,6 +24,7 @@ class Routes:
         self.moved = moved
         self.load = load
         self.later = 0.0
+        self.is_listed = False
 
     def now(self) -> float:
         return asyncio.get_running_loop().time() + self.later
@@ -38,6 +39,9 @@ class Routes:
 
     async def endpoint_moved(self, route: RouteDecision) -> str | None:
         return "http://elsewhere" if self.moved else None
+
+    async def still_listed(self, route: RouteDecision) -> bool:
+        return self.is_listed
 
 
 A = RouteDecision(Replica("a", "m", "loaded"), "http://a", "loaded", Lease(Ledger(), "a", "m"))
@@ -132,6 +136,34 @@ async def test_back_pressure_is_passed_over_for_a_replica_that_is_no_busier(
 
 async def test_the_last_attempt_takes_what_it_gets() -> None:
     assert not attempts("b", retries=0, a=1).declines(A, 503)
+
+
+MISSING = b'{"error":{"message":"no","code":"model_not_found"}}'
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_missing_model_is_decided_again_at_most_twice(retries: int) -> None:
+    tries = attempts("b", retries=retries)
+    assert tries.judge(A, 404, MISSING) == "model_missing"
+    for _ in range(MAX_RECHECKS):
+        assert await tries.has_next(fault("model_missing"), A)
+        assert tries.query.tried == set()
+    assert not await tries.has_next(fault("model_missing"), A)
+
+
+@pytest.mark.parametrize(("nodes", "expected"), [(["b"], True), ([], False)])
+async def test_node_that_still_lists_the_missing_model_is_passed_over(
+    nodes: list[str], expected: bool
+) -> None:
+    routes = Routes("a", *nodes)
+    routes.is_listed = True
+    tries = Attempts(cast(Dispatcher, routes), "m", 0)
+    assert await tries.has_next(fault("model_missing"), A) is expected
+    assert tries.query.tried == {"a"}
+
+
+async def test_error_of_another_kind_is_the_clients_to_read() -> None:
+    assert attempts("b").judge(A, 404, b'{"detail":"Not Found"}') is None
 
 
 COLD = msgspec.structs.replace(A, route="cold")
