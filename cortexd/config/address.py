@@ -33,6 +33,14 @@ def overlap(one: str, other: str) -> bool:
     return "0.0.0.0" in hosts and not any(":" in each for each in hosts)  # noqa: S104
 
 
+def listen_host(text: str) -> str:
+    """The host of an address to listen at, in lower case; "": it names none."""
+    try:
+        return "" if text.startswith(UNIX) else parse_listen(text)[0].lower()
+    except ValueError:
+        return ""
+
+
 def is_host(text: str) -> bool:
     """Whether it can be a host's name or IPv4 address: what can't breaks resolvers in odd ways."""
     if not text.isprintable() or any(mark in text for mark in " :/@[]"):

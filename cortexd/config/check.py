@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,12 @@ from cortexd.config.secrets import SecretError, read_secret, read_token, variabl
 from cortexd.config.source import Loaded, Source, load
 
 MAX_NAME = 128  # characters of a node's name or a model's id
+
+# Applications in a browser's clothes have schemes of their own, and may have any host of these.
+_ORIGIN = re.compile(
+    r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?:[0-9]{1,5}|\*))?"
+    r"|(?!https?:)[a-z][a-z0-9+.-]*://(?:\*|[a-z0-9._-]*(?::(?:[0-9]{1,5}|\*))?)"
+)
 
 
 def load_gateway(
@@ -92,6 +99,9 @@ def _gateway_problems(config: gateway.Config, source: Source) -> Iterator[Proble
         yield from _origin(("gateway", "cors_origins", place), origin)
     for place, host in enumerate(config.security.allowed_inference_hosts):
         yield from _host(("security", "allowed_inference_hosts", place), host)
+    for place, host in enumerate(config.security.allowed_hosts):
+        if host != "*":
+            yield from _own_name(("security", "allowed_hosts", place), host)
     yield from _names(source, "neurons", "name", [node.name for node in config.neurons])
     yield from _names(source, "models", "id", [profile.id for profile in config.models])
     for number, node in enumerate(config.neurons):
@@ -229,17 +239,19 @@ def _names(source: Source, table: str, field: str, names: Iterable[str]) -> Iter
 
 def _origin(key: KeyPath, origin: str) -> Iterator[Problem]:
     """A browser sends an origin in one spelling only."""
-    if origin == "*":
-        return
-    try:
-        parts = urlsplit(origin)
-        plain = f"{parts.scheme}://{parts.netloc}" == origin and parts.hostname is not None
-        plain = plain and origin == origin.lower() and "@" not in origin and origin.isprintable()
-    except ValueError:
-        plain = False
-    if not plain or parts.scheme not in ("http", "https"):
-        allowed = 'an origin like "https://chat.example", without a path; or "*"'
+    if origin not in {"*", "null"} and not _ORIGIN.fullmatch(origin):
+        allowed = (
+            'an origin in lower case and without a path, like "https://chat.example", '
+            '"app://obsidian.md" or "http://localhost:*"; or "*"'
+        )
         yield Problem(key, f"found {quoted(origin)}", allowed)
+
+
+def _own_name(key: KeyPath, host: str) -> Iterator[Problem]:
+    if not is_host(host) or host != host.lower():
+        yield Problem(
+            key, f"found {quoted(host)}", 'a host in lower case, like "llm.example.com"; or "*"'
+        )
 
 
 def _host(key: KeyPath, host: str) -> Iterator[Problem]:

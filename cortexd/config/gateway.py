@@ -24,7 +24,8 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: for what must outlive a restart (default: $STATE_DIRECTORY, which systemd sets, else
         $XDG_STATE_HOME/cortexd, else ~/.local/state/cortexd).
     expose_route: tell callers the node, model and route in x-cortex-* headers.
-    cors_origins: web pages that may ask from a browser, as "https://chat.example"; "*" is any.
+    cors_origins: origins of web pages that may use the gateway from a browser, like
+        "https://chat.example", "app://obsidian.md" or "http://localhost:*"; "*" is any.
     access_log: one log line per inference request.
     """
 
@@ -115,12 +116,15 @@ class Eviction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[security]`: whom the gateway talks to.
+    """`[security]`: which hosts the gateway talks to, and under which names it is reached.
 
     allowed_inference_hosts: hosts besides a neuron's own that its endpoints may name.
+    allowed_hosts: names of this gateway that browsers may use besides IP addresses, localhost, the
+        machine's own name and names of the local network; "*" is any.
     """
 
     allowed_inference_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
 
 
 class Models(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,17 +8,15 @@ so in its Host.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
 
 from cortexd import errors
-from cortexd.config.address import parse_listen, unix_path
+from cortexd.config.address import listen_host
 from cortexd.config.current import Current
 from cortexd.control.operator import Operator
 from cortexd.errors import Refusal
@@ -26,6 +24,7 @@ from cortexd.gateway.bodies import Bodies
 from cortexd.gateway.face import Methods, as_json, unknown_route
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.reload import Reload
+from cortexd.proxy.browser import host_name, is_own_host
 
 MODELS: Final = "/api/models/"
 NODES: Final = "/api/nodes/"
@@ -158,27 +157,13 @@ class Admin:
             raise Refusal(errors.INVALID_JSON, "The request body is not valid JSON.") from error
 
     def _check_host(self, given: str) -> None:
-        try:
-            host = urlsplit(f"//{given}").hostname or ""
-        except ValueError:
-            host = ""
-        known = host in {"localhost", self._own_host()} or _is_address(host)
-        known = known and host != ""
-        if "@" in given or not known:
+        config = self._current.config
+        host, allowed = host_name(given), config.security.allowed_hosts
+        if not is_own_host(host, allowed) and (
+            not host or host != listen_host(config.gateway.admin_listen)
+        ):
             raise Refusal(
                 errors.FORBIDDEN_HOST,
-                f"The Host {given[:200]!r} is not this listener's; use its IP address, localhost "
-                "or the host of [gateway] admin_listen.",
+                f"The Host {given[:200]!r} is not this listener's; use its IP address, localhost, "
+                "the host of [gateway] admin_listen, or one of [security] allowed_hosts.",
             )
-
-    def _own_host(self) -> str:
-        listen = self._current.config.gateway.admin_listen
-        return parse_listen(listen)[0].lower() if listen and not unix_path(listen) else ""
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -38,7 +38,7 @@ from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import Admin
-from cortexd.gateway.cors import Cors
+from cortexd.gateway.browser_access import BrowserAccess
 from cortexd.gateway.face import Face
 from cortexd.gateway.health import status_line
 from cortexd.gateway.intake import new_request_id, request_id
@@ -50,7 +50,6 @@ from cortexd.gateway.reload import Reload
 from cortexd.gateway.shutdown import Shutdown
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient, outward_socket
-from cortexd.proxy.door import Handler
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.listen import connection_cap
 from cortexd.proxy.server import DoorServer
@@ -262,19 +261,18 @@ class Gateway:
     def _serve(self, key: Key) -> DoorServer:
         """The server that stands behind a listener."""
         reads, few = self._reads, FEW_CONNECTIONS
-        handler: Handler
         if key == "listen":
             inference = {path: {"POST": self._relay.serve} for path in INFERENCE_PATHS}
             face = Face(self.metrics, inference | reads.paths, reads.prefixes)
-            handler = Cors(face.handle, self._current, inference).handle
             few = self._max_connections
         elif key == "metrics_listen":
-            handler = Face(self.metrics, reads.metrics, {}).handle
+            face = Face(self.metrics, reads.metrics, {})
         else:
             paths = reads.paths | reads.metrics | self._admin.paths
-            handler = Face(self.metrics, paths, reads.prefixes | dict(self._admin.routes)).handle
+            face = Face(self.metrics, paths, reads.prefixes | dict(self._admin.routes))
+        access = BrowserAccess(key, face.handle, self._refuse, self._current, self.metrics)
         max_body = self._current.config.gateway.max_body
-        return DoorServer(handler, self._refuse, max_body=max_body, max_connections=few)
+        return DoorServer(access.handle, access.refuse, max_body=max_body, max_connections=few)
 
     def _follow(self, settings: Settings, found: Changes) -> None:
         """Have everything follow other settings; nothing here waits."""

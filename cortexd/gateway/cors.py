@@ -1,40 +1,41 @@
-"""Which web pages may ask from a browser: [gateway] cors_origins, and nobody by default.
+"""The header fields that let web pages read answers: [gateway] cors_origins, none by default.
 
-What a node says about that is not passed on: it is the gateway that pages ask.
+What a node says about that is not passed on: pages ask the gateway. Which requests of pages are
+answered at all is decided in `browser_access`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from aiohttp import web
 
-from cortexd.config.current import Current
-from cortexd.proxy.door import Handler
+from cortexd.proxy.browser import ANY, ORIGIN, allows_origin
 from cortexd.proxy.headers import lines
 
 PREFLIGHT_AGE: Final = "600"  # seconds for which a browser need not ask again
 _NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,2000}")
 _EXPOSED: Final = (
-    "retry-after, request-id, x-request-id, x-cortex-code, x-cortex-cold-start, x-cortex-model, "
-    "x-cortex-node, x-cortex-route"
+    "retry-after, request-id, x-request-id, x-should-retry, x-cortex-code, x-cortex-cold-start, "
+    "x-cortex-model, x-cortex-node, x-cortex-route"
 )
 
 
 def allowance(request: web.BaseRequest, origins: Sequence[str]) -> dict[str, str]:
-    """The fields of an answer that let the page which asks read it; none if it may not."""
-    if not origins:
+    """Return the fields of an answer that let the requesting page read it; none if it may not."""
+    origin = request.headers.get(ORIGIN)
+    if origin is None or not allows_origin(origin, origins):
         return {}
-    origin = request.headers.get("Origin", "")
-    if "*" in origins:
-        said = {"Access-Control-Allow-Origin": "*"}
-    elif origin in origins:
-        said = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
-    else:
-        return {}
-    return said | {"Access-Control-Expose-Headers": _EXPOSED}
+    return _allowed(ANY if ANY in origins else origin)
+
+
+def allowance_of_unread(origins: Sequence[str]) -> dict[str, str]:
+    """The same for a request whose head could not be read: for the only origin there is."""
+    if ANY in origins:
+        return _allowed(ANY)
+    return _allowed(origins[0]) if len(origins) == 1 and ANY not in origins[0] else {}
 
 
 def allowance_lines(request: web.BaseRequest, origins: Sequence[str]) -> bytes:
@@ -42,44 +43,26 @@ def allowance_lines(request: web.BaseRequest, origins: Sequence[str]) -> bytes:
     return lines(allowance(request, origins)) if origins else b""
 
 
-class Cors:
-    """Stands before the handler of a listener: answers what browsers ask beforehand, and marks the
-    answers that are made here. Those of nodes are marked where they are carried.
+def preflight(request: web.BaseRequest) -> dict[str, str]:
+    """Return what a browser is told that asks beforehand, besides the allowance.
 
-    paths: the ones that pages may ask.
+    https://fetch.spec.whatwg.org/#http-cors-protocol; the private network's field is Chromium's,
+    for pages of the internet that ask a host of the local network.
     """
-
-    def __init__(self, handler: Handler, current: Current, paths: Collection[str]) -> None:
-        self._handler = handler
-        self._current = current
-        self._paths = paths
-
-    def handle(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
-        """Answer one request."""
-        if not self._current.config.gateway.cors_origins:
-            return self._handler(request)
-        return self._marked(request)
-
-    async def _marked(self, request: web.BaseRequest) -> web.StreamResponse:
-        said: dict[str, str] = {}
-        path = request.rel_url.path
-        if path in self._paths or path.startswith("/v1/models"):
-            said = allowance(request, self._current.config.gateway.cors_origins)
-        if said and request.method == "OPTIONS":
-            return _preflight(request, said)
-        response = await self._handler(request)
-        if said and not response.prepared:
-            response.headers.update(said)
-        return response
-
-
-def _preflight(request: web.BaseRequest, said: dict[str, str]) -> web.Response:
-    said |= {
-        "Access-Control-Allow-Methods": "GET, HEAD, POST",
+    fields = {
+        "Access-Control-Allow-Methods": "GET, HEAD, POST, DELETE",
         "Access-Control-Max-Age": PREFLIGHT_AGE,
-        "Server": "cortexd",
     }
     wanted = request.headers.get("Access-Control-Request-Headers", "")
     if _NAMES.fullmatch(wanted):  # the SDKs send many of their own
-        said["Access-Control-Allow-Headers"] = wanted
-    return web.Response(status=204, headers=said)
+        fields["Access-Control-Allow-Headers"] = wanted
+    if request.headers.get("Access-Control-Request-Private-Network", "").lower() == "true":
+        fields["Access-Control-Allow-Private-Network"] = "true"
+    return fields
+
+
+def _allowed(origin: str) -> dict[str, str]:
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": _EXPOSED,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final, cast
 
 import msgspec
@@ -22,10 +23,15 @@ LAST: Final = 1.0  # seconds that a listener which is let go has to take what is
 _HEADERS: Final = {"Content-Type": "text/event-stream"} | UNBUFFERED
 
 
-async def stream_events(inbound: Inbound, events: Events) -> web.StreamResponse:
-    """The stream, until the client leaves, is too slow, or the gateway stops."""
+async def stream_events(
+    inbound: Inbound, events: Events, allowance: Mapping[str, str]
+) -> web.StreamResponse:
+    """The stream, until the client leaves, is too slow, or the gateway stops.
+
+    allowance: the fields that let a web page read it.
+    """
     response = web.StreamResponse(
-        headers=_HEADERS | own_headers(inbound.dialect, inbound.request_id)
+        headers={**_HEADERS, **own_headers(inbound.dialect, inbound.request_id), **allowance}
     )
     response.force_close()  # it is over when the gateway stops, and so is its connection
     loop = asyncio.get_running_loop()

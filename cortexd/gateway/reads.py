@@ -16,6 +16,7 @@ from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.explain import explain
 from cortexd.gateway.accounting import Accounting
+from cortexd.gateway.cors import allowance
 from cortexd.gateway.events import stream_events
 from cortexd.gateway.face import Methods, as_json, read, unknown_route
 from cortexd.gateway.fleet import view
@@ -121,7 +122,8 @@ class Reads:
         return as_json(inbound, explain(name, snapshot, ledger, time.monotonic()))
 
     async def _stream(self, inbound: Inbound) -> web.StreamResponse:
-        return await stream_events(inbound, self._events)
+        origins = self._current.config.gateway.cors_origins
+        return await stream_events(inbound, self._events, allowance(inbound.request, origins))
 
     async def _metrics_unless_elsewhere(self, inbound: Inbound) -> web.Response:
         if self._current.config.gateway.metrics_listen is not None:

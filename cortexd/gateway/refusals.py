@@ -94,12 +94,15 @@ def last_words(refusal: Refusal, path: str, request_id: str, *, number: int = 0)
 
 
 def own_headers(dialect: Dialect, request_id: str) -> dict[str, str]:
-    """Who answers, and the request id under every name that the dialect's clients read."""
-    headers = {"Server": "cortexd", "x-request-id": request_id}
+    """Who answers, and the request id under every name that the dialect's clients read.
+
+    Every answer may depend on the page that asks: no cache may give one page another's.
+    """
+    headers = {"Server": "cortexd", "Vary": "Origin", "x-request-id": request_id}
     return headers | {"request-id": request_id} if dialect == "anthropic" else headers
 
 
 def own_lines(dialect: Dialect, request_id: str) -> bytes:
     """The same as lines of a head; a request id needs no escaping."""
-    lines = f"Server: cortexd\r\nx-request-id: {request_id}\r\n"
+    lines = f"Server: cortexd\r\nVary: Origin\r\nx-request-id: {request_id}\r\n"
     return (lines + f"request-id: {request_id}\r\n" if dialect == "anthropic" else lines).encode()

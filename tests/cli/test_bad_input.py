@@ -145,7 +145,7 @@ BAD = {
         "[gateway]\nadmin_listen = 'unix:x'", 'or "unix:/path"; or "" for nowhere'
     ),
     "one port for two": Bad("[gateway]\nadmin_listen = '0.0.0.0:8080'", "which is listen"),
-    "an origin with a path": Bad("[gateway]\ncors_origins = ['https://a/b']", "an origin like"),
+    "an origin with a path": Bad("[gateway]\ncors_origins = ['https://a/b']", "an origin in"),
     "a host that is a URL": Bad("[security]\nallowed_inference_hosts=['http://a']", "a host, like"),
     "bad TOML": Bad("[gateway]\n\nlisten = \n", ":3: not valid TOML: Invalid value"),
     "a string without an end": Bad("\n[gateway]\nlisten = 'x", "not valid TOML: "),
