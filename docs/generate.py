@@ -49,7 +49,8 @@ file, line, key, what was found and what is allowed. `cortexd check` tells them 
 prints what is in effect and where each value came from. An empty file is a valid one: all defaults.
 
 - Durations have a unit (`"500ms"`, `"10s"`, `"30m"`, `"2h"`), and so have sizes (`"512KiB"`, `"64MiB"`, `"1GiB"`).
-- Relative paths start at the directory of the file.
+- Relative paths start at the directory of the file, and `~` is the home directory of the user that runs cortexd.
+- A name with a dot or a slash needs quotes: `"gpt-3.5-turbo" = "Qwen/Qwen3-8B"`.
 - The keys of the single tables can be overridden by environment: `CORTEX_GATEWAY__LISTEN=127.0.0.1:8080`.
 - `cortexd neuron-add NAME URL` and `neuron-remove NAME` edit the file and keep comments, order, owner and mode.
 

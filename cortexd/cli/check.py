@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from cortexd.cli.paths import SYSTEM, config_path
+from cortexd.cli.paths import add_config_option, config_path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,16 +12,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "check",
         help="check a configuration",
-        description="Check the gateway's configuration, and the secrets that it names: every "
+        description="Check the gateway's configuration, and the files that it names: every "
         "mistake at once. Exit status 78 when there is one.",
         epilog="example: cortexd check --config ./etc/cortex.toml",
     )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"default: {SYSTEM / 'cortex.toml'}, else ./etc/cortex.toml",
-    )
+    add_config_option(parser, "cortex.toml")
     parser.add_argument(
         "--neuron", action="store_true", help="it is the node agent's (neuron.toml)"
     )
@@ -31,14 +25,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError with all that is wrong."""
-    from cortexd.config.check import load_gateway, load_neuron
+    from cortexd.config.check import read_gateway, read_neuron
 
     if args.neuron:
         path = config_path(args.config, "neuron.toml")
-        print(f"{path}: good; {len(load_neuron(path).models)} models")
+        models = read_neuron(path, with_directories=True).value.models
+        print(f"{path}: good; {len(models)} models")
         return 0
     path = config_path(args.config, "cortex.toml")
-    config = load_gateway(path)
+    config = read_gateway(path, with_directories=True).value
     print(
         f"{path}: good; {len(config.neurons)} neurons, {len(config.models)} models, "
         f"{len(config.aliases)} aliases"

@@ -6,9 +6,8 @@ import argparse
 import io
 import os
 import sys
-from pathlib import Path
 
-from cortexd.cli.paths import SYSTEM, config_path
+from cortexd.cli.paths import add_config_option, config_path
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,12 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "Exit status 78 when it can't be used.",
         epilog="example: cortexd config show --json",
     )
-    show.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"default: {SYSTEM / 'cortex.toml'}, else ./etc/cortex.toml",
-    )
+    add_config_option(show, "cortex.toml")
     show.add_argument("--neuron", action="store_true", help="it is the node agent's (neuron.toml)")
     show.add_argument("--json", action="store_true", help="print a list of keys as JSON")
     show.set_defaults(run=run)

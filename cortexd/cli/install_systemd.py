@@ -11,6 +11,7 @@ import sysconfig
 from pathlib import Path
 
 from cortexd.cli import units
+from cortexd.cli.paths import user_path
 
 _DOES = {
     "new": ("write", ""),
@@ -38,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument(
         "--prefix",
-        type=Path,
+        type=user_path,
         metavar="DIR",
         help="write below DIR, as for an image, and run nothing",
     )

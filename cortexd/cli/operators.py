@@ -162,9 +162,11 @@ async def _read(answer: aiohttp.ClientResponse) -> Answer:
 
 
 def _url(text: str) -> str:
-    if text.startswith("unix:/"):
-        return text
+    from cortexd.config.address import UNIX, unix_path
+
     try:
+        if (socket_file := unix_path(text)) is not None:
+            return UNIX + socket_file
         parts = urlsplit(text)
         is_base = parts.path in {"", "/"} and not parts.query and not parts.fragment
         if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and is_base:
@@ -177,7 +179,7 @@ def _url(text: str) -> str:
 def _configured(given: Path | None) -> str:
     """The configuration's admin_listen as a URL; "" when there is none, the default when there is
     no configuration that this user can read. Raises ConfigError for a file that was asked for."""
-    from cortexd.config.address import parse_listen, unix_path
+    from cortexd.config.address import UNIX, parse_listen, unix_path
     from cortexd.config.check import load_gateway
     from cortexd.config.source import ConfigError
 
@@ -188,8 +190,10 @@ def _configured(given: Path | None) -> str:
         if given is not None:
             raise
         return DEFAULT
-    if not listen or unix_path(listen):
-        return listen
+    if not listen:
+        return ""
+    if socket_file := unix_path(listen):
+        return UNIX + socket_file
     host, port = parse_listen(listen)
     # Every interface: this machine's loopback, of either family where both are listened on.
     host = {"": "localhost", "::": "localhost", "0.0.0.0": "127.0.0.1"}.get(host, host)  # noqa: S104

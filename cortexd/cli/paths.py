@@ -12,10 +12,17 @@ def add_config_option(parser: argparse.ArgumentParser, name: str) -> None:
     """`--config FILE`, which `config_path` takes with the same NAME."""
     parser.add_argument(
         "--config",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help=f"default: {SYSTEM / name}, else ./etc/{name}",
     )
+
+
+def user_path(text: str) -> Path:
+    """A path from the command line; `~` is expanded even where no shell did (`--config=~/x`)."""
+    from cortexd.config.files import expanded
+
+    return expanded(text)
 
 
 def config_path(given: Path | None, name: str) -> Path:

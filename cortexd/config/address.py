@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cortexd.config.files import expanded
+
 ALLOWED = 'host:port, like "0.0.0.0:8080", "[::1]:8080" or ":8080" for every interface'
 
 
@@ -57,13 +59,14 @@ MAX_UNIX = 107  # bytes of a path that the kernel takes
 
 
 def unix_path(text: str) -> str | None:
-    """ "unix:/run/x.sock" → "/run/x.sock"; None: it is no socket in the file system.
+    """ "unix:/run/x.sock" → "/run/x.sock", with "~" expanded; None: it is no socket file.
 
     Raises ValueError.
     """
     if not text.startswith(UNIX):
         return None
     path = text.removeprefix(UNIX)
+    path = str(expanded(path)) if path.startswith("~") else path
     if not path.startswith("/") or "\0" in path or len(path.encode()) > MAX_UNIX:
         raise ValueError(f"expected an absolute path of at most {MAX_UNIX} bytes after {UNIX}")
     return path

@@ -14,7 +14,9 @@ from cortexd.config import gateway, neuron
 from cortexd.config.address import ALLOWED as AN_ADDRESS
 from cortexd.config.address import is_host, overlap, parse_listen, unix_path
 from cortexd.config.catalogue import Profile
+from cortexd.config.check_files import gateway_files, neuron_files
 from cortexd.config.decode import Problem, did_you_mean, quoted
+from cortexd.config.files import located
 from cortexd.config.lines import KeyPath
 from cortexd.config.secrets import SecretError, read_secret, read_token, variable
 from cortexd.config.source import Loaded, Source, load
@@ -44,15 +46,25 @@ def load_gateway(
 
 
 def read_gateway(
-    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
+    path: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    with_files: bool = True,
+    with_directories: bool = False,
 ) -> Loaded[gateway.Config]:
-    """The same as it was written, and where each value came from. Raises ConfigError."""
+    """The same as it was written, and where each value came from.
+
+    with_directories: also report directories that don't exist, which a gateway starts without.
+    Raises ConfigError.
+    """
 
     def check(config: gateway.Config, source: Source) -> Iterator[Problem]:
         yield from _gateway_problems(config, source)
         if with_files:
             yield from _tokens(config, path.parent, environ)
             yield from _certificates(config.upstream.ca_file, path.parent)
+        if with_directories:
+            yield from gateway_files(config, source)
 
     return load(
         path,
@@ -71,9 +83,17 @@ def load_neuron(
 
 
 def read_neuron(
-    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
+    path: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    with_files: bool = True,
+    with_directories: bool = False,
 ) -> Loaded[neuron.Config]:
-    """The same, and where each value came from. Raises ConfigError."""
+    """The same, and where each value came from.
+
+    with_directories: also report directories and model files that don't exist, which a neuron
+    starts without. Raises ConfigError.
+    """
 
     def check(config: neuron.Config, source: Source) -> Iterator[Problem]:
         yield from _neuron_problems(config, source)
@@ -83,6 +103,8 @@ def read_neuron(
                 read_secret(file, path.parent, environ)
             except SecretError as error:
                 yield Problem(("neuron", "token_file"), str(error))
+        if with_directories:
+            yield from neuron_files(config, source)
 
     return load(path, neuron.Config, check=check, environ=environ)
 
@@ -94,6 +116,7 @@ def _gateway_problems(config: gateway.Config, source: Source) -> Iterator[Proble
             ("gateway", "max_buffered"),
             f"found {config.gateway.max_buffered}",
             f"at least max_body ({config.gateway.max_body}), or a large body could never be taken",
+            needs=(("gateway", "max_body"),),
         )
     for place, origin in enumerate(config.gateway.cors_origins):
         yield from _origin(("gateway", "cors_origins", place), origin)
@@ -106,19 +129,20 @@ def _gateway_problems(config: gateway.Config, source: Source) -> Iterator[Proble
     yield from _names(source, "models", "id", [profile.id for profile in config.models])
     for number, node in enumerate(config.neurons):
         yield from _endpoint(("neurons", number, "endpoint"), node.endpoint)
-    nodes = {node.name for node in config.neurons}
+    nodes = [node.name for node in config.neurons]
     for number, profile in enumerate(config.models):
         yield from _profile(("models", number), profile, nodes)
     yield from _aliases(config.aliases, {profile.id for profile in config.models})
 
 
-def _profile(key: KeyPath, profile: Profile, nodes: set[str]) -> Iterator[Problem]:
+def _profile(key: KeyPath, profile: Profile, nodes: list[str]) -> Iterator[Problem]:
     for place, name in enumerate(profile.pinned_on):
         if name not in nodes:
             yield Problem(
                 (*key, "pinned_on", place),
                 f"no neuron is called {quoted(name)}{did_you_mean(name, nodes)}",
                 ", ".join(sorted(nodes)) or "nothing, since no neuron is configured",
+                needs=(("neurons",), *(("neurons", each, "name") for each in range(len(nodes)))),
             )
     source = profile.source
     if source is not None and (not source.strip() or ":" in source):
@@ -154,13 +178,13 @@ def _certificates(file: str | None, base: Path) -> Iterator[Problem]:
     import ssl
 
     try:
-        ssl.create_default_context(cafile=base / file)
+        ssl.create_default_context(cafile=located(base, file))
     except (OSError, ValueError) as error:
         is_there = isinstance(error, ssl.SSLError)
         words = "holds no certificates" if is_there else getattr(error, "strerror", error)
         yield Problem(
             ("upstream", "ca_file"),
-            f"{base / file}: {words}",
+            f"{located(base, file)}: {words}",
             "a PEM file of certificates",
         )
 
@@ -181,6 +205,13 @@ def _aliases(aliases: Mapping[str, str], models: set[str]) -> Iterator[Problem]:
 def _neuron_problems(config: neuron.Config, source: Source) -> Iterator[Problem]:
     yield from _listen(("neuron", "listen"), config.neuron.listen)
     yield from _names(source, "models", "id", [model.id for model in config.models])
+    for number, model in enumerate(config.models):
+        if model.harness not in neuron.HARNESSES:
+            yield Problem(
+                ("models", number, "harness"),
+                f"found {quoted(model.harness)}{did_you_mean(model.harness, neuron.HARNESSES)}",
+                ", ".join(neuron.HARNESSES),
+            )
 
 
 def _least(key: KeyPath, value: float | None, least: int) -> Iterator[Problem]:
@@ -201,7 +232,10 @@ def _listeners(settings: gateway.Gateway) -> Iterator[Problem]:
         same = [key for each, key in taken.items() if each == where or overlap(each, where)]
         if same and not where.endswith(":0"):
             yield Problem(
-                ("gateway", key), f"found {quoted(where)}, which is {same[0]}", "another port"
+                ("gateway", key),
+                f"found {quoted(where)}, which is {same[0]}",
+                "another port",
+                needs=(("gateway", same[0]),),
             )
         else:
             taken[where] = key
@@ -232,7 +266,9 @@ def _names(source: Source, table: str, field: str, names: Iterable[str]) -> Iter
         elif name in seen:
             first = source.origin((table, seen[name], field))
             yield Problem(
-                key, f"{quoted(name)} stands here twice, first in {first}; choose another"
+                key,
+                f"{quoted(name)} stands here twice, first in {first}; choose another",
+                needs=((table, seen[name], field),),
             )
         seen.setdefault(name, number)
 

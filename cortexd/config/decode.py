@@ -9,9 +9,20 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 import msgspec
 
@@ -35,18 +46,35 @@ _WORDS: Final[dict[Any, str]] = {
 
 
 class Problem(NamedTuple):
-    """A mistake: the key it is at, what was found there, what is allowed ("": see found)."""
+    """A mistake: the key it is at, what was found there, what is allowed ("": see found).
+
+    needs: other keys that the finding rests on; it is void where one of them is wrong itself.
+    """
 
     key: KeyPath
     found: str
     allowed: str = ""
+    needs: tuple[KeyPath, ...] = ()
 
 
-def decode(document: dict[str, Any], kind: type[T]) -> tuple[T | None, list[Problem]]:
-    """The Struct and the mistakes; there is no Struct unless they are only unknown keys."""
+def decode(document: dict[str, Any], kind: type[T]) -> tuple[T, list[Problem]]:
+    """Return the Struct and the mistakes.
+
+    Where there are any, the Struct is only for further checks: a value that is wrong or missing
+    is its default, or an empty one.
+    """
     decoder = _Decoder()
-    value = decoder.value(document, kind, ())
-    return None if value is _BROKEN else value, decoder.problems
+    return cast(T, decoder.value(document, kind, ())), decoder.problems
+
+
+def sound(found: Iterable[Problem], wrong: Iterable[Problem]) -> list[Problem]:
+    """Of `found` those that don't rest on a key that is in `wrong`."""
+    keys = [problem.key for problem in wrong]
+
+    def is_wrong(key: KeyPath) -> bool:
+        return any(key[: len(each)] == each for each in keys)
+
+    return [each for each in found if not any(map(is_wrong, (each.key, *each.needs)))]
 
 
 def quoted(text: str) -> str:
@@ -110,26 +138,40 @@ class _Decoder:
         values = {}
         for key, field in fields.items():
             if key in found:
-                values[field.name] = self.value(found[key], field.type, (*path, key))
+                value = self.value(found[key], field.type, (*path, key))
             elif field.required:
-                values[field.name] = self._note((*path, key), "missing", words(field.type))
-        if any(value is _BROKEN for value in values.values()):
-            return _BROKEN
+                value = self._note((*path, key), "missing", words(field.type))
+            else:
+                continue
+            if value is not _BROKEN:
+                values[field.name] = value
+            elif field.required:
+                values[field.name] = _stand_in(field.type)
         return kind(**values)
 
     def _dict(self, found: Any, kind: Any, path: KeyPath) -> Any:
         if not isinstance(found, dict):
             return self._mismatch(found, "a table", path)
         _, inner = get_args(kind)
-        values = {key: self.value(each, inner, (*path, key)) for key, each in found.items()}
-        return _BROKEN if any(value is _BROKEN for value in values.values()) else values
+        values = {}
+        for key, each in found.items():
+            if isinstance(each, dict) and not is_table(inner):
+                for parts in _leaves((key,), each):
+                    meant = quoted(".".join(parts))
+                    self._note((*path, *parts), f"a dot in a name; put the name in quotes: {meant}")
+                continue
+            value = self.value(each, inner, (*path, key))
+            if value is not _BROKEN:
+                values[key] = value
+        return values
 
     def _array(self, found: Any, kind: Any, path: KeyPath) -> Any:
         inner = get_args(kind)[0]
         if not isinstance(found, list):
             return self._mismatch(found, words(kind), path)
         values = [self.value(each, inner, (*path, i)) for i, each in enumerate(found)]
-        return _BROKEN if any(value is _BROKEN for value in values) else get_origin(kind)(values)
+        # Those that are wrong keep their place: further checks name the others by their numbers.
+        return get_origin(kind)(_stand_in(inner) if it is _BROKEN else it for it in values)
 
     def _bounded(self, found: Any, kind: Any, bound: Bound, path: KeyPath) -> Any:
         value = self._scalar(found, kind, path)
@@ -159,6 +201,24 @@ class _Decoder:
     def _note(self, path: KeyPath, found: str, allowed: str = "") -> Any:
         self.problems.append(Problem(path, found, allowed))
         return _BROKEN
+
+
+def _leaves(parts: tuple[str, ...], nested: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The keys below `parts` that hold no table: `gpt-3.5-turbo = …` is a table `gpt-3` to TOML."""
+    for part, value in nested.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves((*parts, part), value)
+        else:
+            yield (*parts, part)
+
+
+def _stand_in(kind: Any) -> Any:
+    """An empty value in the place of one that is wrong."""
+    kind, _ = bare(kind)
+    if is_table(kind):
+        required = [field for field in msgspec.structs.fields(kind) if field.required]
+        return kind(**{field.name: _stand_in(field.type) for field in required})
+    return "" if kind is str else kind() if isinstance(kind, type) else None
 
 
 def is_unit(kind: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from cortexd.config.logs import Logging
 from cortexd.config.units import Amount, Bound, Count, Duration, Wait
+
+HARNESSES: Final = ("llamacpp",)  # that are shipped; the neuron has one of each name
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cortexd.config import gateway
+from cortexd.config.files import located
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"  # set by systemd: LoadCredential=, ImportCredential=
 VARIABLE: Final = "CORTEX_TOKEN__"  # and the node's name in capitals
@@ -27,17 +28,17 @@ class SecretError(OSError):
 
 def secret_file(name: str, base: Path, environ: Mapping[str, str]) -> Path:
     """Where the secret called NAME lies: a bare name is a credential of the service manager's if
-    there is one of that name; else paths start at `base`."""
+    there is one of that name; else see `located`."""
     if (directory := environ.get(CREDENTIALS)) and name == Path(name).name:
         credential = Path(directory) / name
         if credential.exists():
             return credential
-    return base / name
+    return located(base, name)
 
 
 def read_secret(name: str, base: Path, environ: Mapping[str, str] = os.environ) -> str:
     """What the file of that name holds, without the white space around it. Raises SecretError."""
-    file = base / name
+    file = located(base, name)
     try:
         file = secret_file(name, base, environ)
         # A FIFO that nobody writes to would keep a plain open waiting.

@@ -12,7 +12,18 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from cortexd.config.decode import Problem, bare, decode, did_you_mean, is_table, quoted, shown
+from cortexd.config.decode import (
+    Problem,
+    bare,
+    decode,
+    did_you_mean,
+    is_table,
+    quoted,
+    shown,
+    sound,
+)
+from cortexd.config.files import located
+from cortexd.config.key_hints import syntax_hint
 from cortexd.config.lines import KeyPath, key_lines
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -102,15 +113,14 @@ class Source:
         named = self._at(at)
         if not isinstance(named, str):
             return  # unset, or a mistake that decoding will find
+        second = located(self.path.parent, named)
         try:
-            text = read_text(self.path.parent / named)
+            text = read_text(second)
         except ConfigError as error:
             if error.mistakes[0].line is None:  # the file as such: the key is what is wrong
                 self._mistakes += self.located(Problem(at, str(error)))
             else:
-                self._mistakes += [
-                    replace(mistake, file=self.path.parent / named) for mistake in error.mistakes
-                ]
+                self._mistakes += [replace(mistake, file=second) for mistake in error.mistakes]
             return
         for key in text.document.keys() - {array}:
             words = f"unknown key{did_you_mean(key, [array])} (allowed: {array})"
@@ -143,7 +153,7 @@ class Source:
         return ConfigError(self.path, mistakes) if mistakes else None
 
     def _located(self, problem: Problem) -> Mistake:
-        key, found, allowed = problem
+        key, found, allowed, _ = problem
         words = f"{found} (allowed: {allowed})" if allowed else found
         if variable := self._variables.get(key[:2]):
             return Mistake(spelt(key), words, variable=variable)
@@ -195,12 +205,12 @@ def load(
     if further is not None:
         source.extend(*further)
     value, problems = decode(source.document, kind)
-    if value is not None and check is not None:
-        problems.extend(check(value, source))
+    if check is not None:
+        problems += sound(check(value, source), problems)
     refusal = source.refusal(problems)
     if refusal is not None:
         raise refusal
-    return Loaded(cast(T, value), source)
+    return Loaded(value, source)
 
 
 def read_text(path: Path) -> Text:
@@ -212,7 +222,8 @@ def read_text(path: Path) -> Text:
         found = _TOML_LINE.search(str(error))
         said = _TOML_LINE.sub("", str(error))
         line = int(found[1]) if found else text.count("\n") + 1  # it says "at end of document"
-        raise ConfigError(path, [Mistake("", f"not valid TOML: {said}", line)]) from None
+        words = f"not valid TOML: {said}{syntax_hint(text, line)}"
+        raise ConfigError(path, [Mistake("", words, line)]) from None
     except RecursionError:
         raise ConfigError(path, [Mistake("", "arrays or tables nest too deeply")]) from None
     except ValueError:  # tomllib leaves it to Python, which takes 4300 digits

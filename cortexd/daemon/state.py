@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from cortexd.config.catalogue import Profile
+from cortexd.config.files import located
 from cortexd.daemon.tasks import Tasks
 from cortexd.fleet.snapshot import FootprintKey
 
@@ -135,7 +136,7 @@ def state_directory(configured: str | None, base: Path, environ: Mapping[str, st
     """Where the file is: as configured (from `base` on), else where systemd says, else where the
     user's state is. None: nowhere, since nothing says where that would be."""
     if configured is not None:
-        return base / configured
+        return located(base, configured)
     if given := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given)
     home = environ.get("XDG_STATE_HOME", "")

@@ -16,6 +16,7 @@ from aiohttp import web
 from cortexd.config.address import unix_path
 from cortexd.config.changes import Changes
 from cortexd.config.current import Current, Settings
+from cortexd.config.files import located
 from cortexd.config.gateway import Config, Neuron
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
@@ -313,4 +314,4 @@ class Gateway:
 def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:
     """Whom to trust behind https, when it is not the system's choice. Raises OSError."""
     file = config.upstream.ca_file
-    return None if file is None else ssl.create_default_context(cafile=base / file)
+    return None if file is None else ssl.create_default_context(cafile=located(base, file))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from cortexd.config.address import parse_listen
+from cortexd.config.files import located
 from cortexd.config.neuron import Config
 from cortexd.config.secrets import SecretError, read_secret
 from cortexd.daemon.resolver import Resolver
@@ -64,11 +65,9 @@ class Neuron:
         token = await asyncio.to_thread(self._read_token)
         harnesses = self._harnesses
         if harnesses is None:
-            harnesses = {
-                "llamacpp": LlamaCpp(
-                    self._base / (config.paths.logs or _default_logs()), config.paths.read_mb_s
-                )
-            }
+            given = config.paths.logs
+            logs = _default_logs() if given is None else located(self._base, given)
+            harnesses = {"llamacpp": LlamaCpp(logs, config.paths.read_mb_s)}
         _check_models(config, harnesses)
         if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
             log.warning("whoever reaches %s may load models: no token_file", config.neuron.listen)
@@ -80,7 +79,7 @@ class Neuron:
             config.models,
             harnesses,
             self._devices,
-            directories=[self._base / directory for directory in config.paths.models],
+            directories=[located(self._base, each) for each in config.paths.models],
             load_timeout=config.neuron.load_timeout,
         )
         self._resolver = Resolver()

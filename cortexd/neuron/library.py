@@ -44,14 +44,6 @@ def find(directories: Sequence[Path], name: str, quant: str | None = None) -> tu
     raise Refusal(NO_SUCH_QUANT, f"For {model_id!r} {wanted}; there is {there}.")
 
 
-def locate(directories: Sequence[Path], path: str) -> Path:
-    """The configured `path`: absolute, or below the first directory that has it."""
-    if Path(path).is_absolute() or not directories:
-        return Path(path)
-    candidates = [directory / path for directory in directories]
-    return next((each for each in candidates if each.exists()), candidates[0])
-
-
 def _by_quant(directories: Sequence[Path], parts: list[str]) -> dict[str, Path]:
     """The files named like an id, by quant in upper case; "" for a name without one."""
     found: dict[str, Path] = {}

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cortexd.config.files import locate
 from cortexd.config.neuron import LocalModel
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import BUSY, MODEL_NOT_FOUND, SHUTTING_DOWN, Refusal
@@ -276,7 +277,7 @@ class Residency:
             return Refusal(CUDA_UNAVAILABLE, f"Nothing can load here: {self._devices.unavailable}")
         harness = self._harnesses[model.harness]
         try:
-            path = await asyncio.to_thread(library.locate, self._directories, model.path)
+            path = await asyncio.to_thread(locate, self._directories, model.path)
             launch = Launch(model, path, run.devices)
             await self._make_room(
                 run, model.id, await asyncio.to_thread(harness.estimate_mb, launch)

@@ -174,3 +174,50 @@ def test_one_variable_is_never_the_token_of_two_nodes(tmp_path: Path) -> None:
     load_gateway(file, {})
     with pytest.raises(ConfigError, match='CORTEX_TOKEN__A_B would be the token of "a-b" and'):
         load_gateway(file, {"CORTEX_TOKEN__A_B": "x"})
+
+
+def test_mistakes_of_shape_and_of_meaning_are_reported_in_one_round(tmp_path: Path) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(
+        "[gateway]\nlisten = 8080\nmax_buffered = '1MiB'\nlog = 1\n"
+        "[[neurons]]\nname = 'a'\nendpoint = 'a:1'\nweight = 'x'\n"
+        "[[neurons]]\nname = 'a'\nendpoint = 'http://b:1'\n"
+        "[[models]]\npinned_on = [1, 'c']\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_gateway(file, {})
+    assert [mistake.path for mistake in error.value.mistakes] == [
+        "gateway.listen",
+        "gateway.max_buffered",
+        "gateway.log",
+        "neurons[0].endpoint",
+        "neurons[0].weight",
+        "neurons[1].name",
+        "models[0].id",
+        "models[0].pinned_on[0]",
+        "models[0].pinned_on[1]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[gateway]\nmax_body = '1GB'\nmax_buffered = '1MiB'", "gateway.max_body"),
+        ("[gateway]\nlisten = 1\nadmin_listen = '0.0.0.0:8080'", "gateway.listen"),
+        ("neurons = 1\n[[models]]\nid = 'm'\npinned_on = ['a']", "neurons"),
+        (
+            "[[neurons]]\nname = 1\nendpoint = 'http://a:1'\n[[models]]\nid = 'm'\n"
+            "pinned_on = ['a']",
+            "neurons[0].name",
+        ),
+        ("[[models]]\nid = 1\n[[models]]\nid = 2", "models[0].id"),
+        ("aliases = 1", "aliases"),
+    ],
+)
+def test_a_mistake_is_not_the_ground_for_another(tmp_path: Path, text: str, path: str) -> None:
+    file = tmp_path / "cortex.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_gateway(file, {})
+    assert error.value.mistakes[0].path == path
+    assert len(error.value.mistakes) == text.count("id = 1") + 1

@@ -281,3 +281,34 @@ def test_a_second_file_that_is_not_there_is_the_keys_mistake(tmp_path: Path) -> 
         f"{file}:2: catalogue.path: {tmp_path / 'no.toml'}: can't be read: "
         "No such file or directory"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "[aliases]\ngpt-3.5-turbo = 'm'",
+            '2: aliases.gpt-3.5-turbo: a dot in a name; put the name in quotes: "gpt-3.5-turbo"',
+        ),
+        (
+            "[aliases]\na.b.c = 'm'",
+            '2: aliases.a.b.c: a dot in a name; put the name in quotes: "a.b.c"',
+        ),
+        (
+            "[aliases]\nteam/small = 'm'",
+            "2: not valid TOML: Expected '=' after a key in a key/value pair; put the name in "
+            'quotes: "team/small"',
+        ),
+        (
+            "[aliases]\ngpt-4 = 'm'\ngpt-4.1 = 'n'\n[gateway]",
+            '3: not valid TOML: Cannot overwrite a value; put the name in quotes: "gpt-4.1"',
+        ),
+        (
+            "[aliases]\ngpt-4.1 = 'm'\ngpt-4 = 'n'\n[gateway]",
+            "3: not valid TOML: Cannot overwrite a value; put the name in line 2 in quotes: "
+            '"gpt-4.1"',
+        ),
+    ],
+)
+def test_name_that_needs_quotes_is_named_in_quotes(tmp_path: Path, text: str, line: str) -> None:
+    assert mistakes(tmp_path, text) == [f"cortex.toml:{line}"]

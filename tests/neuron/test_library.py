@@ -116,12 +116,3 @@ def test_a_symlink_in_the_directory_is_the_operators_word(tmp_path: Path) -> Non
     tree(tmp_path, "elsewhere/big.gguf", "models/x")
     (tmp_path / "models/m.gguf").symlink_to(tmp_path / "elsewhere/big.gguf")
     assert library.find([tmp_path / "models"], "m")[1] == tmp_path / "models/m.gguf"
-
-
-def test_a_configured_path_is_looked_up_below_the_directories(tmp_path: Path) -> None:
-    tree(tmp_path, "two/m.gguf")
-    directories = [tmp_path / "one", tmp_path / "two"]
-    assert library.locate(directories, "m.gguf") == tmp_path / "two/m.gguf"
-    assert library.locate(directories, "no.gguf") == tmp_path / "one/no.gguf"
-    assert library.locate(directories, "/else/m.gguf") == Path("/else/m.gguf")
-    assert library.locate([], "m.gguf") == Path("m.gguf")

@@ -1,0 +1,74 @@
+"""Whether the files and directories that a configuration names are there.
+
+Only `cortexd check` asks: a daemon starts without them, since a disk may be mounted later.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from cortexd.config import gateway, neuron
+from cortexd.config.decode import Problem
+from cortexd.config.files import locate, located
+from cortexd.config.lines import KeyPath
+from cortexd.config.source import Source
+
+
+def gateway_files(config: gateway.Config, source: Source) -> Iterator[Problem]:
+    """Mistakes in the gateway's paths. Secrets and certificates are checked elsewhere."""
+    directory = config.gateway.state_dir
+    if directory is not None:
+        yield from _creatable(("gateway", "state_dir"), located(source.path.parent, directory))
+
+
+def neuron_files(config: neuron.Config, source: Source) -> Iterator[Problem]:
+    """Mistakes in the neuron's paths, model files included. A default path may be missing."""
+    base = source.path.parent
+    directories = [located(base, each) for each in config.paths.models]
+    if str(source.origin(("paths", "models"))) != "default":
+        for number, directory in enumerate(directories):
+            yield from _directory(("paths", "models", number), directory)
+    if config.paths.logs is not None:
+        yield from _creatable(("paths", "logs"), located(base, config.paths.logs))
+    for number, model in enumerate(config.models):
+        yield from _model_file(("models", number, "path"), directories, model.path)
+
+
+def _directory(key: KeyPath, path: Path) -> Iterator[Problem]:
+    kind = _kind(path)
+    if kind == "missing":
+        yield Problem(key, f"there is no directory {path}", "an existing directory")
+    elif kind == "file":
+        yield Problem(key, f"{path} is no directory", "an existing directory")
+
+
+def _creatable(key: KeyPath, path: Path) -> Iterator[Problem]:
+    """cortexd creates the last part of such a path itself, but no more: that would hide typos."""
+    kind = _kind(path)
+    if kind == "file":
+        yield Problem(key, f"{path} is no directory", "a directory")
+    elif kind == "missing":
+        yield from _directory(key, path.parent)
+
+
+def _model_file(key: KeyPath, directories: list[Path], path: str) -> Iterator[Problem]:
+    file = locate(directories, path)
+    kind = _kind(file)
+    if kind == "directory":
+        yield Problem(key, f"{file} is a directory", "a model file")
+    elif kind == "missing":
+        looked = "" if file == Path(path) or len(directories) < 2 else " (nor below the others)"
+        yield Problem(key, f"there is no file {file}{looked}", "a model file, or its first part")
+
+
+def _kind(path: Path) -> str:
+    """`missing`, `directory`, `file`, or `hidden` where this user may not look."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in its name
+        return "missing"
+    except OSError:
+        return "hidden"
+    return "directory" if stat.S_ISDIR(mode) else "file"

@@ -1,0 +1,31 @@
+"""Paths as a configuration or a command line spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def expanded(name: str) -> Path:
+    """`name` as a path; a leading `~` or `~user` is that user's home directory."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user, or no home: taken literally, and not found by that name
+        return Path(name)
+
+
+def located(base: Path, name: str) -> Path:
+    """The path called `name`: `~` is expanded, and relative paths start at `base`."""
+    return base / expanded(name)
+
+
+def locate(directories: Sequence[Path], path: str) -> Path:
+    """Return a configured model file: absolute, or below the first directory that has it.
+
+    Reads directories.
+    """
+    name = expanded(path)
+    if name.is_absolute() or not directories:
+        return name
+    candidates = [directory / name for directory in directories]
+    return next((each for each in candidates if each.exists()), candidates[0])
