@@ -2,7 +2,8 @@
 
 DNS is asked first (c-ares, on a thread of its own), then the system's getaddrinfo on another, which
 knows whatever nsswitch.conf lets it know. c-ares knows no mDNS: `beast.local` and names of one
-label (`beast`, `localhost`) go to getaddrinfo at once.
+label (`beast`) go to getaddrinfo at once. An IP address and `localhost` (RFC 6761, section 6.3)
+need no lookup, so a name server that does not answer delays neither of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import aiodns
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from cortexd.daemon.lookup import LookupThreads
 from cortexd.daemon.tasks import Tasks
 
 # Seconds that an answer is used without asking (c-ares minds the record's own TTL besides), that an
@@ -25,6 +27,9 @@ from cortexd.daemon.tasks import Tasks
 TTL: Final = 10.0
 RETRY: Final = 2.0
 PATIENCE: Final = 1.0
+# Seconds that it waits when there is no old one either: less than a poll may take, so that it is
+# the lookup that is reported. The lookup itself goes on, and its answer is used by the next one.
+FIRST_PATIENCE: Final = 4.0
 MAX_NAMES: Final = 1024  # answers kept; a fleet has fewer hosts
 
 _DNS_TIMEOUT: Final = 1.0  # seconds for the first try at a server; c-ares doubles it for the next
@@ -56,10 +61,7 @@ class NoAddress(OSError):
 AskSystem = Callable[[str], Awaitable[Iterable[Address]]]
 
 
-async def ask_system(name: str) -> Iterable[Address]:
-    """What getaddrinfo says, asked in a thread. Raises OSError."""
-    infos = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    return [_address(family, at) for family, _, _, _, at in infos]
+_LOCALHOST: Final = (Address(socket.AF_INET, "127.0.0.1"), Address(socket.AF_INET6, "::1"))
 
 
 class Resolver(AbstractResolver):
@@ -69,7 +71,7 @@ class Resolver(AbstractResolver):
     server), the last good one.
 
     nameservers: `host:port` of DNS servers to ask instead of the system's.
-    ask_system: the second to be asked.
+    ask_system: the second to be asked; None: getaddrinfo.
     now: a monotonic clock.
     """
 
@@ -77,11 +79,12 @@ class Resolver(AbstractResolver):
         self,
         *,
         nameservers: Sequence[str] = (),
-        ask_system: AskSystem = ask_system,
+        ask_system: AskSystem | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._nameservers = nameservers
-        self._ask_system = ask_system
+        self._threads = LookupThreads()
+        self._ask_system = ask_system or self._getaddrinfo
         self._now = now
         self._dns: aiodns.DNSResolver | None = None
         self._tasks = Tasks()
@@ -122,6 +125,8 @@ class Resolver(AbstractResolver):
         if (literal := _literal(host)) is not None:
             return (literal,)
         name = host.lower()
+        if is_localhost(name):
+            return _LOCALHOST
         answer = self._answers.get(name)
         if answer is not None and self._now() < answer.until:
             return answer.addresses
@@ -129,10 +134,13 @@ class Resolver(AbstractResolver):
         if asking is None:
             asking = self._asking[name] = self._tasks.spawn(f"resolve {name}", self._ask(name))
         # Not awaited itself: a connection that is given up leaves the others their lookup.
-        await asyncio.wait((asking,), timeout=None if answer is None else PATIENCE)
+        await asyncio.wait((asking,), timeout=FIRST_PATIENCE if answer is None else PATIENCE)
         answer = self._answers.get(name, answer)
         if answer is None:
-            said = "the resolver is closed" if asking.cancelled() else asking.result()
+            if not asking.done():
+                said = f"no name server has answered within {FIRST_PATIENCE:g} s"
+            else:
+                said = "the resolver is closed" if asking.cancelled() else asking.result()
             raise NoAddress(f"can't resolve {host}: {said}")
         if not asking.done():  # nobody else has to wait in vain for a while
             self._note(name, answer.addresses, RETRY)
@@ -165,6 +173,10 @@ class Resolver(AbstractResolver):
             return await self._ask_system(name)
         except ValueError as error:  # IDNA has no form for it: a label is empty, or too long
             raise NoAddress("this is no host's name") from error
+
+    async def _getaddrinfo(self, name: str) -> Iterable[Address]:
+        infos = await self._threads.getaddrinfo(name)
+        return [_address(family, at) for family, _, _, _, at in infos]
 
     async def _ask_dns(self, name: str) -> list[Address]:
         if self._dns is None:
@@ -199,6 +211,12 @@ def _literal(host: str) -> Address | None:
             raise NoAddress(f"{host} is no canonical IP address") from None
         return None
     return Address(socket.AF_INET if version == 4 else socket.AF_INET6, host)
+
+
+def is_localhost(name: str) -> bool:
+    """Return whether a name in lower case means this machine by definition."""
+    name = name.rstrip(".")
+    return name == "localhost" or name.endswith(".localhost")
 
 
 def _is_for_the_system_alone(name: str) -> bool:

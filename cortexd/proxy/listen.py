@@ -13,6 +13,8 @@ from typing import Final
 from aiohttp import web
 
 from cortexd.daemon.bound import BoundAddress
+from cortexd.daemon.lookup import LookupThreads
+from cortexd.daemon.resolver import is_localhost
 from cortexd.proxy.server import DoorServer
 
 BACKLOG: Final = 1024
@@ -153,12 +155,15 @@ async def serve_on(
 
 
 async def _open(host: str, port: int) -> list[socket.socket]:
-    found = await asyncio.get_running_loop().getaddrinfo(
-        None if host in ("", "::") else host,
-        port,
-        type=socket.SOCK_STREAM,
-        flags=socket.AI_PASSIVE,
-    )
+    names: tuple[str | None, ...] = (None if host in ("", "::") else host,)
+    if is_localhost(host.lower()):  # whatever the name servers say, or fail to
+        names = ("127.0.0.1", "::1")
+    threads = LookupThreads()
+    found = [
+        info
+        for name in names
+        for info in await threads.getaddrinfo(name, port, flags=socket.AI_PASSIVE)
+    ]
     if host == "::":  # first in the list: the address that the log shows
         found.sort(key=lambda each: each[0] != socket.AF_INET6)
     sockets: list[socket.socket] = []

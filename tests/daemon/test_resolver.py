@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from cortexd.daemon import resolver as resolver_module
 from cortexd.daemon.resolver import MAX_NAMES, PATIENCE, RETRY, TTL, Address, Resolver
+from tests.waiting import until
 
 
 class FakeDns(asyncio.DatagramProtocol):
@@ -126,13 +128,22 @@ async def test_mdns_and_names_of_one_label_are_the_systems(name: str) -> None:
         assert not dns.asked
 
 
-async def test_the_real_system_knows_localhost() -> None:
+@pytest.mark.parametrize("name", ["localhost", "LocalHost.", "beast.localhost"])
+async def test_localhost_needs_no_lookup(name: str) -> None:
+    async with resolving() as (resolver, dns, system, _):
+        assert await resolver.addresses(name, 80) == [("127.0.0.1", 80), ("::1", 80)]
+        found = await resolver.resolve(name, 80, socket.AF_INET)
+        assert [(each["hostname"], each["host"], each["port"]) for each in found] == [
+            (name, "127.0.0.1", 80)
+        ]
+        assert not dns.asked
+        assert not system.asked
+
+
+async def test_real_system_is_asked_for_a_name_of_one_label() -> None:
     resolver = Resolver()
-    assert ("127.0.0.1", 80) in await resolver.addresses("localhost", 80)
-    found = await resolver.resolve("localhost", 80, socket.AF_INET)
-    assert [(each["hostname"], each["host"], each["port"]) for each in found] == [
-        ("localhost", "127.0.0.1", 80)
-    ]
+    with pytest.raises(OSError, match="can't resolve no-such-host-here"):
+        await resolver.addresses("no-such-host-here", 80)
     await resolver.close()
 
 
@@ -186,6 +197,20 @@ async def test_when_nobody_answers_the_last_good_answer_is_used_before_anyone_gi
             await asyncio.sleep(0)
             assert waiting.done()
             assert await waiting == [("10.0.0.1", 80)]
+
+
+async def test_lookup_without_an_answer_is_an_error_that_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolver_module, "FIRST_PATIENCE", 0.01)
+    async with resolving(System(beast="10.0.0.1")) as (resolver, _, system, _):
+        system.go.clear()
+        with pytest.raises(OSError, match=r"no name server has answered within 0\.01 s"):
+            await resolver.addresses("beast", 80)
+        system.go.set()
+        await until(lambda: not resolver._asking)
+        assert await resolver.addresses("beast", 80) == [("10.0.0.1", 80)]
+        assert system.asked == ["beast"]
 
 
 async def test_a_name_that_nobody_knows_is_an_error_that_says_so_and_is_asked_again() -> None:
