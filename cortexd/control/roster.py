@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from cortexd.config.changes import Changes
@@ -95,8 +96,15 @@ class Roster:
         log.info("node %s is gone: nothing runs there any more", name)
 
 
-def nodes(config: Config, drained: Collection[str] = ()) -> list[Node]:
-    """The nodes of a configuration, before anything is known of them."""
+def nodes(
+    config: Config,
+    drained: Collection[str] = (),
+    listed_before: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> list[Node]:
+    """The nodes of a configuration, before anything is known of them.
+
+    listed_before: node → models that it listed before the gateway started.
+    """
     return [
         Node(
             neuron.name,
@@ -104,6 +112,7 @@ def nodes(config: Config, drained: Collection[str] = ()) -> list[Node]:
             draining=neuron.name in drained,
             weight=neuron.weight,
             reserve_mb=neuron.reserve_mb,
+            listed_before=frozenset(listed_before.get(neuron.name, ())),
         )
         for neuron in config.neurons
     ]

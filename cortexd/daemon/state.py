@@ -42,10 +42,15 @@ class Footprint(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """The content of the file. drained: nodes that an operator took out of service."""
+    """The content of the file.
+
+    drained: nodes that an operator took out of service. models: node → models that it listed last
+    and the catalogue does not list.
+    """
 
     drained: tuple[str, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+    models: Mapping[str, tuple[str, ...]] = {}
 
 
 _decode: Final = msgspec.json.Decoder(State)

@@ -19,7 +19,7 @@ from cortexd.fleet.assessment import glance
 from cortexd.fleet.choice import Affinity, choose, no_affinity
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, place
-from cortexd.fleet.snapshot import Ledger, Replica, Snapshot
+from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot
 from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
 
 
@@ -201,11 +201,7 @@ def refusal(
             + ". It needs attention on that node.",
         )
     if nothing is None:
-        return Refusal(
-            errors.MODEL_NOT_FOUND,
-            f"The model {model!r} does not exist: no node has it and the catalogue does not list "
-            "it. GET /v1/models lists what there is.",
-        )
+        return unknown_model(model, snapshot)
     if nothing.crowded:
         return Refusal(
             errors.NO_ROOM,
@@ -229,6 +225,43 @@ def refusal(
         + _listed(f"{name}: {reason}" for name, reason in nothing.infeasible.items())
         + ". Change its profile or add a node.",
     )
+
+
+def unknown_model(model: str, snapshot: Snapshot) -> Refusal:
+    """Refuse a model that no node lists and the catalogue does not list either.
+
+    It is not missing for certain before every node has answered once since the gateway started.
+    """
+    unheard = [node for node in snapshot.nodes.values() if node.is_unheard]
+    if not unheard:
+        return Refusal(
+            errors.MODEL_NOT_FOUND,
+            f"The model {model!r} does not exist: no node has it and the catalogue does not list "
+            "it. GET /v1/models lists what there is.",
+        )
+    listed = listed_before(model, snapshot)
+    where = _listed(
+        f"{node.name} ({node.trouble or 'not polled yet'})" for node in listed or unheard
+    )
+    if listed:
+        message = (
+            f"The model {model!r} was last listed by a node that has not answered since the "
+            f"gateway started: {where}. Try again when that node is up."
+        )
+    else:
+        message = (
+            f"The model {model!r} is neither in the catalogue nor on a node that answers. It may "
+            f"be on a node that has not answered since the gateway started: {where}. Check the "
+            "name, or try again when that node is up."
+        )
+    return Refusal(errors.FEASIBLE_NODE_UNHEALTHY, message)
+
+
+def listed_before(model: str, snapshot: Snapshot) -> list[Node]:
+    """Return the nodes that listed the model before the gateway started and have not answered."""
+    return [
+        node for node in snapshot.nodes.values() if node.is_unheard and model in node.listed_before
+    ]
 
 
 def _all_failed(model: str, replicas: list[Replica]) -> Refusal:

@@ -7,7 +7,7 @@ frequent case, a poll that only moved gauges, costs one small dict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -80,6 +80,7 @@ class Node(msgspec.Struct, frozen=True):
     busy: model → requests that run or queue there, by its last report (at `health_at`).
     last_contact: monotonic seconds of the last good answer.
     nonsense: what it reports and is not believed, by the complaint in words.
+    listed_before: models that it listed before the gateway started, by the state file.
     """
 
     name: str
@@ -101,11 +102,17 @@ class Node(msgspec.Struct, frozen=True):
     told: Mapping[str, Told] = {}
     busy: Mapping[str, int] = {}
     nonsense: Mapping[str, Nonsense] = {}
+    listed_before: Collection[str] = ()
 
     @property
     def is_available(self) -> bool:
         """Whether new work may go there."""
         return self.healthy and not self.draining
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether it has not answered since the gateway started (or the node was added)."""
+        return not (self.healthy or self.leaving) and self.last_contact is None
 
 
 class Snapshot(msgspec.Struct, frozen=True):

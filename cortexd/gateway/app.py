@@ -22,6 +22,7 @@ from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
 from cortexd.control.events import Events
+from cortexd.control.known_models import KnownModels
 from cortexd.control.liveness import Liveness
 from cortexd.control.loader import Loader
 from cortexd.control.operator import Operator
@@ -154,12 +155,14 @@ class Gateway:
         self._state = StateFile(self._state_dir)
         state = await self._state.open()
         self.registry = Registry(
-            nodes(config, state.drained),
+            nodes(config, state.drained, state.models),
             Catalogue.of(config.models, config.aliases),
             self._events,
             unhealthy_after=config.polling.unhealthy_after,
             policy=policy(config),
         )
+        self._known_models = KnownModels(self.registry, self._state)
+        self.registry.watchers.append(self._known_models.observed)
         clients = {
             neuron.name: self._connect(neuron, current.tokens.get(neuron.name))
             for neuron in config.neurons
@@ -286,6 +289,7 @@ class Gateway:
     def _forget_node(self, name: str) -> None:
         self._accounting.settle()
         self.metrics.forget_node(name)
+        self._known_models.forget(name)
 
     def _connect(self, neuron: Neuron, token: str | None) -> NeuronClient:
         return NeuronClient(self._session, neuron.endpoint, token=token)

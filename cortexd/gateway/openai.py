@@ -6,11 +6,19 @@ from typing import Any
 
 import msgspec
 
-from cortexd import errors
-from cortexd.errors import Refusal
 from cortexd.fleet.assessment import infeasibility
+from cortexd.fleet.routing import listed_before, unknown_model
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
-from cortexd.wire.neuron import FAILED, LOADED, LOADING, RECOVERING, RELOADING, UNLOADED, Model
+from cortexd.wire.neuron import (
+    FAILED,
+    LOADED,
+    LOADING,
+    RECOVERING,
+    RELOADING,
+    UNKNOWN,
+    UNLOADED,
+    Model,
+)
 from cortexd.wire.openai import Location, ModelCard, ModelList
 
 # What the fleet says of a model that several nodes know: the best of their words.
@@ -25,22 +33,23 @@ class ModelBook:
         self._created = created
 
     def list(self, snapshot: Snapshot, ledger: Ledger) -> ModelList:
-        """The catalogue, what nodes report, and the aliases; by id."""
+        """The catalogue, what nodes report or did before the start, and the aliases; by id."""
         catalogue = snapshot.catalogue
         names = {*catalogue.profiles, *snapshot.replicas, *catalogue.aliases}
+        for node in snapshot.nodes.values():
+            if node.is_unheard:
+                names.update(node.listed_before)
         return ModelList([self.card(name, snapshot, ledger) for name in sorted(names)])
 
     def card(self, name: str, snapshot: Snapshot, ledger: Ledger) -> ModelCard:
-        """One model or alias. Raises Refusal (model_not_found)."""
+        """One model or alias. Raises Refusal (model_not_found, feasible_node_unhealthy)."""
         catalogue = snapshot.catalogue
         model = catalogue.resolve(name)
         profile = catalogue.profiles.get(model)
         found = _reported(model, snapshot)
-        if profile is None and not found and name not in catalogue.aliases:
-            raise Refusal(
-                errors.MODEL_NOT_FOUND,
-                f"The model {name!r} does not exist; GET /v1/models lists what there is.",
-            )
+        unheard = listed_before(model, snapshot)
+        if profile is None and not (found or unheard or name in catalogue.aliases):
+            raise unknown_model(name, snapshot)
         statuses = [info.status for node, info in found if node.healthy]
         if model in ledger.loading:
             statuses.append(LOADING)
@@ -54,7 +63,10 @@ class ModelBook:
             created=self._created,
             loaded=status == LOADED,
             status=status if status in _PRECEDENCE else UNLOADED,
-            locations=[Location(node.name, info.status, info.vram_used_mb) for node, info in found],
+            locations=[
+                *(Location(node.name, info.status, info.vram_used_mb) for node, info in found),
+                *(Location(node.name, UNKNOWN) for node in unheard),
+            ],
             feasible_on=sorted(
                 node.name
                 for node in snapshot.nodes.values()
