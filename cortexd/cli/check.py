@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from cortexd.cli.paths import add_config_option, config_path
+from cortexd.cli.screen import plain
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "check",
         help="check a configuration",
         description="Check the gateway's configuration, and the files that it names: every "
-        "mistake at once. Exit status 78 when there is one.",
+        "mistake at once. Exit status 78 when there is one; a warning alone is none.",
         epilog="example: cortexd check --config ./etc/cortex.toml",
     )
     add_config_option(parser, "cortex.toml")
@@ -26,6 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError with all that is wrong."""
     from cortexd.config.check import read_gateway, read_neuron
+    from cortexd.config.check_warnings import gateway_warnings
 
     if args.neuron:
         path = config_path(args.config, "neuron.toml")
@@ -33,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{path}: good; {len(models)} models")
         return 0
     path = config_path(args.config, "cortex.toml")
-    config = read_gateway(path, with_directories=True).value
+    config, source = read_gateway(path, with_directories=True)
+    for line in source.lines(gateway_warnings(config)):
+        print(f"warning: {plain(line)}", file=sys.stderr)
     print(
         f"{path}: good; {len(config.neurons)} neurons, {len(config.models)} models, "
         f"{len(config.aliases)} aliases"

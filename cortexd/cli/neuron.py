@@ -32,13 +32,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 1 when it can't start. Raises ConfigError."""
-    from cortexd.config.check import load_neuron
+    from cortexd.config.check import read_neuron
+    from cortexd.config.check_files import neuron_files
     from cortexd.daemon import logs
     from cortexd.daemon.loop import run as run_loop
 
     path = config_path(args.config, "neuron.toml")
-    config = load_neuron(path)
+    config, source = read_neuron(path)
     logs.configure(told_logging(args, config.logging))
+    for line in source.lines(neuron_files(config, source)):
+        log.warning("%s", line)
     return run_loop(_serve(config, path.parent))
 
 

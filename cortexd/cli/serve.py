@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cortexd.config.current import Settings
+    from cortexd.config.gateway import Config
     from cortexd.daemon.access import AccessLog
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,22 @@ def read_settings(path: Path) -> Settings:
         raise ConfigError(path, [Mistake("", str(error))]) from error
 
 
+def reread_settings(path: Path) -> Settings:
+    """As `read_settings`, with the warnings in the log. Raises ConfigError."""
+    settings = read_settings(path)
+    log_warnings(settings.config)
+    return settings
+
+
+def log_warnings(config: Config, listen: str | None = None) -> None:
+    """Log what an operator should know of a configuration, a line each."""
+    from cortexd.config.check_warnings import gateway_warnings
+    from cortexd.config.source import spelt
+
+    for problem in gateway_warnings(config, listen):
+        log.warning("%s: %s", spelt(problem.key), problem.found)
+
+
 async def _serve(
     path: Path,
     settings: Settings,
@@ -79,7 +96,7 @@ async def _serve(
     from cortexd.daemon import loop, notify, signals
     from cortexd.daemon.activation import BadSocket, inherited
     from cortexd.gateway.app import Gateway
-    from cortexd.gateway.listeners import CantListen, keyed
+    from cortexd.gateway.listeners import CantListen, keyed, spelt
     from cortexd.proxy.listen import TooFewDescriptors
 
     with signals.handled(signal.SIGHUP) as came:
@@ -90,7 +107,7 @@ async def _serve(
                 tls=tls,
                 access=access,
                 state_dir=state_dir,
-                reread=partial(read_settings, path),
+                reread=partial(reread_settings, path),
                 sockets=keyed(inherited()),
             )
             await gateway.start()
@@ -100,6 +117,7 @@ async def _serve(
         config = settings.config
         log.info("listening on %s, %d nodes", gateway.url, len(config.neurons))
         log.info("operators: %s", gateway.admin_address or "nowhere, since admin_listen is empty")
+        log_warnings(config, spelt(gateway.address))
         loop.settle()
         came.on_hangup(gateway.reload.soon)
         notify.send("READY=1")

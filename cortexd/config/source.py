@@ -147,6 +147,10 @@ class Source:
         """The same with file and line."""
         return [self._located(problem) for problem in problems]
 
+    def lines(self, problems: Iterable[Problem]) -> list[str]:
+        """A line for each, as a ConfigError would have it."""
+        return [_told(self.path, mistake) for mistake in self.located(*problems)]
+
     def refusal(self, problems: Iterable[Problem]) -> ConfigError | None:
         """All that is wrong, or None."""
         mistakes = self._mistakes + self.located(*problems)

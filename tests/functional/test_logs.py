@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 import tomlkit
 
-from tests.functional.processes import GUARD, gateway_config, is_alive
+from tests.functional.processes import GUARD, daemon, gateway_config, is_alive
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-7f3a"
@@ -135,3 +136,38 @@ async def test_the_levels_above_are_quiet(tmp_path: Path) -> None:
         async with gateway(tmp_path, stderr.fileno(), logging={"level": "error"}) as url:
             await ask(url, 1)
     assert log.read_text() == ""
+
+
+@pytest.mark.parametrize(("host", "count"), [("0.0.0.0", 1), ("127.0.0.1", 0)])
+async def test_a_listener_beyond_loopback_is_warned_about_at_the_start(
+    tmp_path: Path, host: str, count: int
+) -> None:
+    config = gateway_config({}, logging={"format": "json"})
+    config["gateway"]["listen"] = f"{host}:0"
+    async with daemon(tmp_path, "cortex", "serve", config) as serving:
+        await eventually(lambda: answers(serving.address[1]))
+    lines = [json.loads(line) for line in serving.log.read_text().splitlines()]
+    warnings = [line["msg"] for line in lines if "can use every model" in line["msg"]]
+    assert len(warnings) == count
+    for warning in warnings:
+        assert warning.startswith(f"gateway.listen: anyone who can reach {host}:")
+
+
+async def test_a_neuron_starts_without_its_directories_and_says_so(tmp_path: Path) -> None:
+    config = {
+        "neuron": {"listen": "127.0.0.1:0"},
+        "paths": {"models": ["nowhere"], "logs": "logs"},
+        "models": [{"id": "m", "path": "m.gguf"}],
+    }
+    async with daemon(tmp_path, "neuron", "neuron", config) as serving:
+        text = serving.log.read_text()
+    assert f"paths.models[0]: there is no directory {tmp_path}/nowhere" in text
+    assert f"models[0].path: there is no file {tmp_path}/nowhere/m.gguf" in text
+
+
+async def answers(port: int) -> bool:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/health") as answer,
+    ):
+        return answer.status == 200

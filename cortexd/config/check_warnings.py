@@ -1,0 +1,45 @@
+"""What a configuration can be used with, but an operator should know."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+from cortexd.config import gateway, neuron
+from cortexd.config.address import parse_listen
+from cortexd.config.decode import Problem, did_you_mean, quoted
+
+
+def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Iterator[Problem]:
+    """The warnings about a gateway's configuration that was checked.
+
+    listen: where it listens, if that is not where the configuration says.
+    """
+    where = config.gateway.listen if listen is None else listen
+    if not _is_loopback(where):
+        yield Problem(
+            ("gateway", "listen"),
+            f"anyone who can reach {where} can use every model, since cortexd has no "
+            "authentication of its own; listen on 127.0.0.1, or allow only your clients by a "
+            "firewall or an authenticating reverse proxy",
+        )
+    for number, profile in enumerate(config.models):
+        if profile.harness not in neuron.HARNESSES:
+            hint = did_you_mean(profile.harness, neuron.HARNESSES)
+            yield Problem(
+                ("models", number, "harness"),
+                f"{quoted(profile.harness)} is no harness of cortexd's own neuron "
+                f"({', '.join(neuron.HARNESSES)}){hint or '; only a node that has it can load it'}",
+            )
+
+
+def _is_loopback(listen: str) -> bool:
+    """Whether only this machine reaches it: a loopback address, or a socket file."""
+    try:
+        host, _ = parse_listen(listen)
+    except ValueError:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,46 @@
+"""Warnings: of a listener that is open to the network, of a harness that no neuron of ours has."""
+
+from __future__ import annotations
+
+import pytest
+
+from cortexd.config.catalogue import Profile
+from cortexd.config.check_warnings import gateway_warnings
+from cortexd.config.gateway import Config, Gateway
+
+LOCAL = Gateway(listen="127.0.0.1:8080")
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:8080", ":8080", "[::]:8080", "10.0.0.7:1", "gpu:1"])
+def test_a_listener_beyond_loopback_is_warned_about_with_a_remedy(listen: str) -> None:
+    [warning] = gateway_warnings(Config(gateway=Gateway(listen=listen)))
+    assert warning.key == ("gateway", "listen")
+    assert f"anyone who can reach {listen} can use every model" in warning.found
+    assert "listen on 127.0.0.1, or allow only your clients" in warning.found
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:8080", "[::1]:8080", "localhost:1", "127.9.9.9:1"])
+def test_a_listener_on_loopback_is_not_warned_about(listen: str) -> None:
+    assert list(gateway_warnings(Config(gateway=Gateway(listen=listen)))) == []
+
+
+def test_the_place_that_is_really_listened_on_counts() -> None:
+    assert list(gateway_warnings(Config(), "unix:/run/cortexd.sock")) == []
+    [warning] = gateway_warnings(Config(gateway=LOCAL), "[::]:8080")
+    assert "[::]:8080" in warning.found
+
+
+@pytest.mark.parametrize(
+    ("harness", "words"),
+    [
+        ("llama", '; did you mean "llamacpp"?'),
+        ("vllm", "; only a node that has it can load it"),
+    ],
+)
+def test_a_harness_that_only_foreign_nodes_can_have_is_warned_about(
+    harness: str, words: str
+) -> None:
+    config = Config(gateway=LOCAL, models=(Profile("m"), Profile("n", harness=harness)))
+    [warning] = gateway_warnings(config)
+    assert warning.key == ("models", 1, "harness")
+    assert warning.found == f'"{harness}" is no harness of cortexd\'s own neuron (llamacpp){words}'
