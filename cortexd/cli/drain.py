@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     def said(answer: dict[str, Any]) -> str:
         left = answer["in_flight"]
         rest = f"{left} request{'s' * (left > 1)} still run{'s' * (left == 1)} there"
-        return f"drained {args.name}: it gets no new work; {rest if left else 'nothing runs there'}"
+        text = f"drained {args.name}: it gets no new work; {rest if left else 'nothing runs there'}"
+        return text + operators.note_line(answer)
 
     return operators.run(args, ask, said)

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -198,3 +198,9 @@ def _configured(given: Path | None) -> str:
     # Every interface: this machine's loopback, of either family where both are listened on.
     host = {"": "localhost", "::": "localhost", "0.0.0.0": "127.0.0.1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def note_line(answer: Mapping[str, Any]) -> str:
+    """Return the gateway's note on what was done, as a line of its own; "" when there is none."""
+    note = answer.get("note")
+    return f"\nwarning: {note}" if note else ""

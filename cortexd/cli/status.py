@@ -21,6 +21,7 @@ Row = list[Cell | str]
 REDRAW: Final = 2.0  # seconds: the gateway knows nothing newer in between
 BAR: Final = 20  # letters; half of it where the screen is not WIDE
 WIDE: Final = 100
+UNANSWERED: Final = 10.0  # seconds from which the age of the oldest unanswered request is shown
 CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
 
 _NODES: Final = ("NODE", "STATE", "DEVICE", "MEMORY", "", "USE", "TEMP")
@@ -163,6 +164,9 @@ def _model_rows(node: Node, model: Model) -> list[Row]:
         remarks.append(model.error)
     if model.gated:
         remarks.append("is being unloaded, and gets nothing new")
+    oldest = model.oldest_unanswered_seconds
+    if oldest is not None and oldest >= UNANSWERED:
+        remarks.append(f"oldest request without a byte of an answer: {_age(oldest)}")
     if node.status == "down":
         style, status, remarks = "dim", f"{status}, but its node is down", []
     reported = "" if model.running is None else str(model.running)

@@ -30,4 +30,8 @@ def run(args: argparse.Namespace) -> int:
     async def ask(gateway: aiohttp.ClientSession) -> operators.Answer:
         return await operators.post(gateway, "nodes", args.name, "undrain", body={})
 
-    return operators.run(args, ask, lambda _: f"undrained {args.name}: it is in service")
+    return operators.run(
+        args,
+        ask,
+        lambda answer: f"undrained {args.name}: it is in service{operators.note_line(answer)}",
+    )

@@ -73,6 +73,10 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout: until a connection is there.
     first_byte_timeout: streams on a loaded replica only; an answer that is not streamed has none.
     idle_timeout: between two bytes of an answer.
+    dead_node_grace: how long a node may be unhealthy before requests that wait for its bytes are
+        sent to another node, or end.
+    silent_after: report a loaded model, in the log and in /health, that sent nothing for that long
+        to a request; "0s" turns it off.
     retries: further attempts while nothing of an answer has been sent to the client.
     ask_usage: have every stream say its token counts; who did not ask for them does not see them.
     ca_file: certificates to trust for https endpoints in place of the system's.
@@ -81,6 +85,8 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_timeout: Wait = Duration(3)
     first_byte_timeout: Wait = Duration(600)
     idle_timeout: Wait = Duration(300)
+    dead_node_grace: Duration = Duration(10)
+    silent_after: Duration = Duration(60)
     retries: Amount = 2
     ask_usage: bool = False
     ca_file: str | None = None

@@ -183,6 +183,12 @@ class Dispatcher:
         decision = decide(query, registry.snapshot, registry.ledger, self.now())
         return decision.replica if isinstance(decision, Serve | Lazy) else None
 
+    def can_route(self, query: Query) -> bool:
+        """Return whether such a request would be served, after a load maybe; claims nothing."""
+        registry = self._registry
+        decision = decide(query, registry.snapshot, registry.ledger, self.now())
+        return not isinstance(decision, Refuse)
+
     def has_better(self, query: Query, route: RouteDecision) -> bool:
         """Whether a request on `route` would be at least as well off where `query` leads."""
         other = self.other(query)

@@ -120,6 +120,10 @@ class Operator:
         self._keep_drained({*self._state.state.drained} - {node})
         return self._running_on(node)
 
+    async def check_state(self) -> str | None:
+        """Return why a restart would forget what was changed just now; None: it would not."""
+        return await self._state.check()
+
     # Loading.
 
     async def _bring(self, model: str, node: str | None) -> str:

@@ -238,6 +238,12 @@ class Registry:
             if info is not None and info.status == LOADED:
                 ledger.served[key] = self._now()
 
+    def note_answered(self, node: str, model: str, at: float) -> None:
+        """A replica has finished an answer, at `at` (monotonic)."""
+        known = self.snapshot.nodes.get(node)
+        if known is not None and model in known.models:
+            self.ledger.answered[node, model] = at
+
     def note_fault(self, node: str, model: str, *, suspect: bool) -> bool:
         """A replica has failed a request. suspect: it may fail any other as well.
 
@@ -315,6 +321,7 @@ class Registry:
         """What we know of a node, but for what runs there or waits for it: that ends by itself."""
         ledger = self.ledger
         kept: tuple[dict[tuple[str, str], Any], ...] = (
+            ledger.answered,
             ledger.counted,
             ledger.faults,
             ledger.failures,
@@ -351,6 +358,7 @@ class Registry:
             key, info = (after.name, model), after.models.get(model)
             if info is None:
                 for kept in (
+                    ledger.answered,
                     ledger.counted,
                     ledger.faults,
                     ledger.last_access,

@@ -8,6 +8,7 @@ killed in the middle leaves the one before.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
 import os
@@ -69,6 +70,23 @@ class StateFile:
         self._tasks = Tasks()
         self._writer: asyncio.Task[None] | None = None
 
+    @property
+    def problem(self) -> str | None:
+        """Why changes are not kept, and what to do; None: they are, or nothing is configured to."""
+        if self._trouble is None:
+            return None
+        return (
+            f"{self._file} can't be written: {self._trouble}; a restart forgets what changed: make "
+            "it writable, or set [gateway] state_dir"
+        )
+
+    async def check(self) -> str | None:
+        """Try whether what is put now can be kept; return why it can't, and what to do."""
+        if self._file is None:
+            return "no state directory is known: set [gateway] state_dir"
+        await self._probe(self._file)
+        return self.problem
+
     async def open(self) -> State:
         """Read what the last process left, and begin to keep what is put."""
         if self._file is None:
@@ -82,6 +100,7 @@ class StateFile:
                 self._file,
                 _words(error),
             )
+        await self._probe(self._file)
         self._writer = self._tasks.spawn("state", self._keep_writing(self._file))
         return self.state
 
@@ -114,20 +133,34 @@ class StateFile:
     async def _write(self, file: Path) -> None:
         state = self.state
         if state == self._kept:
+            if self._trouble is not None:
+                await self._probe(file)
             return
-        trouble = None
         try:
             await asyncio.to_thread(_replace, file, msgspec.json.encode(state))
         except OSError as error:
-            trouble = _words(error)
+            self._note(file, _words(error))
         else:
             self._kept = state
+            self._note(file, None)
+
+    async def _probe(self, file: Path) -> None:
+        """Find out whether the file could be written; nothing is left behind."""
+        try:
+            await asyncio.to_thread(_try_writing, file)
+        except OSError as error:
+            self._note(file, _words(error))
+        else:
+            self._note(file, None)
+
+    def _note(self, file: Path, trouble: str | None) -> None:
         if trouble == self._trouble:
             return
         self._trouble = trouble
         if trouble is None:
             log.info("%s can be written again", file)
         else:
+            self._changed.set()  # try again later
             log.warning(
                 "%s can't be written: %s; the gateway goes on and tries again every %g s, but a "
                 "restart would forget what changed: make room there, or set [gateway] state_dir",
@@ -198,6 +231,22 @@ def _read(file: Path) -> State:
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_SIZE:
         raise ValueError("it is not a file of the gateway's")
     return _decode.decode(file.read_bytes())
+
+
+def _try_writing(file: Path) -> None:
+    """Raises OSError when the file can't be created or replaced. Makes no directory."""
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if file.parent.is_dir():
+        with tempfile.TemporaryFile(dir=file.parent):
+            return
+    there = file.parent
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -60,11 +60,13 @@ def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_a
     `unhealthy_after` failures in a row."""
     if seen.models is None:
         failures = node.failures + 1
+        healthy = node.healthy and failures < unhealthy_after
         return msgspec.structs.replace(
             node,
             polled=True,
             failures=failures,
-            healthy=node.healthy and failures < unhealthy_after,
+            healthy=healthy,
+            unhealthy_since=seen.received if node.healthy and not healthy else node.unhealthy_since,
             trouble=seen.failure,
         )
     epoch, hardware, health = node.epoch, node.hardware, seen.health or node.health
@@ -79,6 +81,7 @@ def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_a
         node,
         polled=True,
         healthy=True,
+        unhealthy_since=None,
         failures=0,
         trouble=None,
         last_contact=seen.received,

@@ -79,6 +79,8 @@ class Node(msgspec.Struct, frozen=True):
     weight, reserve_mb: as configured.
     busy: model → requests that run or queue there, by its last report (at `health_at`).
     last_contact: monotonic seconds of the last good answer.
+    unhealthy_since: monotonic seconds at which it became unhealthy; None: it is healthy, or never
+        was.
     nonsense: what it reports and is not believed, by the complaint in words.
     listed_before: models that it listed before the gateway started, by the state file.
     """
@@ -94,6 +96,7 @@ class Node(msgspec.Struct, frozen=True):
     failures: int = 0
     trouble: str | None = None
     last_contact: float | None = None
+    unhealthy_since: float | None = None
     hardware: Discovery | None = None
     health: Health | None = None
     health_at: float = 0.0
@@ -182,7 +185,7 @@ class Ledger:
     """What only we know: our requests in flight, our loads under way, and those that failed.
 
     Its owners write it (registry: `in_flight`, `last_access`, `gates`, `counted`,
-    `faults`, `served`; load table: the others); a
+    `faults`, `served`, `answered`; load table: the others); a
     decision only reads it. Keys are (node, model), except where it says so.
 
     loading: model → node.
@@ -191,7 +194,8 @@ class Ledger:
     promises: memory for loads under way. footprints: MiB that models were seen to take.
     spared: who would not leave, and until when nobody asks again. stubborn: who went on working
     though it got nothing new, and until when that is not tried again.
-    served: when it first answered since it is resident; load_seconds: of its last load.
+    served: when it first answered since it is resident; answered: when it last finished an answer,
+    to within a second; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
     """
 
@@ -208,6 +212,7 @@ class Ledger:
     spared: dict[tuple[str, str], float] = field(default_factory=dict)
     stubborn: dict[tuple[str, str], float] = field(default_factory=dict)
     served: dict[tuple[str, str], float] = field(default_factory=dict)
+    answered: dict[tuple[str, str], float] = field(default_factory=dict)
     load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def is_gated(self, node: str, model: str) -> bool:

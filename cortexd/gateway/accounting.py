@@ -122,6 +122,8 @@ class Accounting:
         metrics, status = self._metrics, some[0].status
         answers = [each.carried for each in some if each.carried is not None]
         metrics.upstream_requests.inc(route.replica.model, route.node, str(status), by=len(some))
+        if any(carried.first_byte is not None for carried in answers):
+            self._registry.note_answered(route.node, route.replica.model, some[-1].ended)
         if cut := sum(carried.is_interrupted for carried in answers):
             metrics.streams_interrupted.inc("upstream", by=cut)
         if status != 200:

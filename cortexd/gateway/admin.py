@@ -66,11 +66,15 @@ class UnloadAnswer(msgspec.Struct, frozen=True):
 
 
 class NodeAnswer(msgspec.Struct, frozen=True):
-    """Whether the node is out of service, and how many requests run there."""
+    """Whether the node is out of service, and how many requests run there.
+
+    note: why a restart of the gateway would forget it; absent: it would not.
+    """
 
     node: str
     draining: bool
     in_flight: int
+    note: str | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode_load: Final = msgspec.json.Decoder(LoadBody)
@@ -133,11 +137,19 @@ class Admin:
 
     async def _drain(self, inbound: Inbound, node: str) -> web.Response:
         await self._read(inbound, _decode_nothing, EmptyBody())
-        return as_json(inbound, NodeAnswer(node, True, self._operator.drain(node)))
+        in_flight = self._operator.drain(node)
+        return as_json(inbound, NodeAnswer(node, True, in_flight, await self._note()))
 
     async def _undrain(self, inbound: Inbound, node: str) -> web.Response:
         await self._read(inbound, _decode_nothing, EmptyBody())
-        return as_json(inbound, NodeAnswer(node, False, self._operator.undrain(node)))
+        in_flight = self._operator.undrain(node)
+        return as_json(inbound, NodeAnswer(node, False, in_flight, await self._note()))
+
+    async def _note(self) -> str | msgspec.UnsetType:
+        problem = await self._operator.check_state()
+        if problem is None:
+            return msgspec.UNSET
+        return f"A restart of the gateway forgets this: {problem}."
 
     async def _read(self, inbound: Inbound, decoder: msgspec.json.Decoder[T], nothing: T) -> T:
         hold = self._bodies.hold()

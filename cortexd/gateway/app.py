@@ -50,6 +50,7 @@ from cortexd.gateway.refusals import answer, dialect_of
 from cortexd.gateway.relay import Relay
 from cortexd.gateway.reload import Reload
 from cortexd.gateway.shutdown import Shutdown
+from cortexd.gateway.upstream_watch import UpstreamWatch
 from cortexd.metrics import FleetCollector, Metrics
 from cortexd.nodes.client import NeuronClient, outward_socket
 from cortexd.proxy.exchange import Exchange
@@ -187,6 +188,7 @@ class Gateway:
         self._residents = Residents(self.registry, self.table, self._unloads)
         self._endpoints = Endpoints(self.registry, clients, current)
         self._exchange = Exchange(self._resolver, self._tls, self.listeners.is_own)
+        self._watch = UpstreamWatch(self.registry, self._exchange, current)
         dispatcher = Dispatcher(
             self.registry, self.table, self._endpoints, reservations, self._poller.nudge
         )
@@ -212,8 +214,9 @@ class Gateway:
             self.metrics,
             self._events,
             current,
+            self._watch,
             is_ready=lambda: self._ready,
-            trouble=lambda: self.reload.trouble,
+            problems=self._problems,
         )
         self._admin = Admin(self._operator, self.reload, current)
         self._shutdown = Shutdown(self._interrupt)
@@ -234,6 +237,7 @@ class Gateway:
         self._poller.start()
         self.table.start()
         self._residents.start()
+        self._watch.start()
         self._ready = True
 
     async def close(self) -> None:
@@ -244,6 +248,7 @@ class Gateway:
         await self.reload.close()
         await self.listeners.close()
         await self._residents.close()
+        await self._watch.close()
         await self._roster.close()
         await self._poller.close()
         await self.table.close()
@@ -293,6 +298,10 @@ class Gateway:
 
     def _connect(self, neuron: Neuron, token: str | None) -> NeuronClient:
         return NeuronClient(self._session, neuron.endpoint, token=token)
+
+    def _problems(self) -> list[str]:
+        """What is wrong with the gateway itself: the last reload, the state directory."""
+        return [words for words in (self.reload.trouble, self._state.problem) if words]
 
     def _interrupt(self) -> None:
         self._exchange.interrupt("the gateway is shutting down")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -10,19 +10,28 @@ from cortexd.config.catalogue import DEFAULT_PRIORITY
 from cortexd.control.entry import Entry
 from cortexd.fleet import snapshot as picture
 from cortexd.fleet.snapshot import Ledger, Snapshot
+from cortexd.gateway.health import NOTHING
 from cortexd.wire.fleet import Device, Fleet, Hardware, Load, Model, Node, Totals
 from cortexd.wire.neuron import LOADED, RELOADING, DeviceHealth, Discovery, ModelLoad, Progress
 
 
 def view(
-    snapshot: Snapshot, ledger: Ledger, entries: Iterable[Entry], waiting: int, now: float
+    snapshot: Snapshot,
+    ledger: Ledger,
+    entries: Iterable[Entry],
+    waiting: int,
+    now: float,
+    unanswered: Mapping[tuple[str, str], float] = NOTHING,
 ) -> Fleet:
-    """The fleet at `now`, monotonic. entries: what is under way. waiting: requests for a model."""
+    """The fleet at `now`, monotonic. entries: what is under way. waiting: requests for a model.
+
+    unanswered: (node, model) → when its oldest request without a byte was sent, monotonic.
+    """
     at_work: dict[str, int] = {}
     for (name, _), count in ledger.in_flight.items():
         at_work[name] = at_work.get(name, 0) + count
     nodes = [
-        _node(node, snapshot, ledger, at_work.get(node.name, 0), now)
+        _node(node, snapshot, ledger, at_work.get(node.name, 0), now, unanswered)
         for node in sorted(snapshot.nodes.values(), key=lambda node: node.name)
     ]
     loads = [_load(entry, now) for entry in entries]
@@ -30,7 +39,12 @@ def view(
 
 
 def _node(
-    node: picture.Node, snapshot: Snapshot, ledger: Ledger, in_flight: int, now: float
+    node: picture.Node,
+    snapshot: Snapshot,
+    ledger: Ledger,
+    in_flight: int,
+    now: float,
+    unanswered: Mapping[tuple[str, str], float],
 ) -> Node:
     status: Literal["up", "down", "draining"] = "up"
     if not node.healthy:
@@ -52,7 +66,9 @@ def _node(
         hardware=None if node.hardware is None else _hardware(node.hardware),
         devices=_devices(node),
         models=[
-            _model(node, model, snapshot, ledger, busy.get(model, ModelLoad(model)), now)
+            _model(
+                node, model, snapshot, ledger, busy.get(model, ModelLoad(model)), now, unanswered
+            )
             for model in sorted(node.models)
         ],
     )
@@ -97,12 +113,14 @@ def _model(
     ledger: Ledger,
     reported: ModelLoad,
     now: float,
+    unanswered: Mapping[tuple[str, str], float],
 ) -> Model:
     info, key = node.models[model], (node.name, model)
     progress = info.progress or Progress()
     profile = snapshot.catalogue.profiles.get(model)
     in_flight, last = ledger.in_flight.get(key, 0), ledger.last_access.get(key)
     idle = None if last is None else _since(last, now)
+    sent = unanswered.get(key) if in_flight else None
     return Model(
         id=model,
         status=info.status,
@@ -118,6 +136,7 @@ def _model(
         priority=profile.priority if profile else DEFAULT_PRIORITY,
         idle_seconds=0.0 if in_flight else idle,
         gated=ledger.is_gated(node.name, model),
+        oldest_unanswered_seconds=None if sent is None else _since(sent, now),
     )
 
 

@@ -20,10 +20,11 @@ from cortexd.gateway.cors import allowance
 from cortexd.gateway.events import stream_events
 from cortexd.gateway.face import Methods, as_json, read, unknown_route
 from cortexd.gateway.fleet import view
-from cortexd.gateway.health import condition
+from cortexd.gateway.health import condition, failed_loads
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.openai import ModelBook
 from cortexd.gateway.refusals import own_headers
+from cortexd.gateway.upstream_watch import UpstreamWatch
 from cortexd.metrics import Metrics
 
 PATIENCE = 5.0  # seconds by which a wait may be past its bound before something must be wrong
@@ -31,7 +32,7 @@ MODEL_PREFIX = "/v1/models/"
 
 
 class Reads:
-    """is_ready: whether requests are welcome. trouble: why the last reload failed, if it did.
+    """is_ready: whether requests are welcome. problems: what is wrong with the gateway itself.
 
     paths, prefixes: for a face; metrics: for one that has them whatever is configured.
     """
@@ -44,9 +45,10 @@ class Reads:
         metrics: Metrics,
         events: Events,
         current: Current,
+        watch: UpstreamWatch,
         *,
         is_ready: Callable[[], bool],
-        trouble: Callable[[], str | None],
+        problems: Callable[[], list[str]],
     ) -> None:
         self._registry = registry
         self._table = table
@@ -55,7 +57,8 @@ class Reads:
         self._events = events
         self._current = current
         self._is_ready = is_ready
-        self._trouble = trouble
+        self._problems = problems
+        self._watch = watch
         self._models = ModelBook(created=int(time.time()))
         self.paths: dict[str, Methods] = {
             "/": read(self._front),
@@ -81,7 +84,9 @@ class Reads:
                 self._registry.snapshot,
                 self._table.longest_wait(),
                 self._current.config.loading.timeout + PATIENCE,
-                self._trouble(),
+                self._problems(),
+                self._watch.silent,
+                failed_loads(self._registry.snapshot, self._registry.ledger, time.monotonic()),
             ),
         )
 
@@ -109,6 +114,7 @@ class Reads:
             self._table.entries(),
             waiting,
             time.monotonic(),
+            self._watch.unanswered,
         )
         return as_json(inbound, fleet)
 

@@ -195,6 +195,7 @@ class Relay:
             inspected=STATUSES,
             judge=lambda status, content: attempts.judge(route, status, content),
             remover=UsageRemover() if inbound.hides_usage else None,
+            target_key=route.replica,
             last_words=lambda fault: last_words(
                 _interrupted(fault, route), inbound.path, inbound.request_id
             ),
@@ -232,6 +233,11 @@ def _route_lines(node: str, model: str, route: str) -> bytes:
 def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     if fault.what == "stopped":
         return shutting_down()
+    if fault.what == "dead":
+        return Refusal(
+            errors.UPSTREAM_INTERRUPTED,
+            f"The answer broke off: the node {route.node} is unhealthy, {fault}. Ask again.",
+        )
     return Refusal(
         errors.UPSTREAM_INTERRUPTED,
         f"The answer broke off: {fault} on the node {route.node}. Ask again.",
@@ -242,6 +248,12 @@ def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     model, node = route.replica.model, route.node
     if fault.what == "stopped":
         return shutting_down()
+    if fault.what == "dead":
+        return Refusal(
+            errors.UPSTREAM_TIMEOUT,
+            f"The node {node} is unhealthy, {fault}, and had not begun to answer for {model!r}. "
+            "Try again.",
+        )
     if fault.what in ("timeout", "unreachable"):
         return Refusal(
             errors.UPSTREAM_TIMEOUT,

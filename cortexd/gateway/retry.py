@@ -93,6 +93,10 @@ class Attempts:
             case "declined":
                 self.query = self._query_without(route)
                 return True
+            case "dead" if not self._has_resent:
+                self._has_resent = True
+                self.query = self._query_without(route)
+                return self._dispatcher.can_route(self.query)
             case "reset" if not self._has_resent and fault.after <= RESEND_WITHIN:
                 self._has_resent = True
                 if fault.is_reused or self._dispatcher.other(self._query_without(route)) is None:

@@ -49,6 +49,7 @@ What = Literal[
     "context_overflow",
     "answered",
     "timeout",
+    "dead",
     "stopped",
 ]
 
@@ -63,7 +64,8 @@ class UpstreamFault(Exception):
         HTTP answer; `declined`, the answer was not wanted; `model_missing`, it answered that it
         does not have the model; `context_overflow`, that the prompt is too long for it;
         `answered`, but with something that has no place in the stream that is open already;
-        `timeout`, it did not come; `stopped`, it was we who ended it.
+        `timeout`, it did not come; `dead`, its node does not respond any more; `stopped`, it was
+        we who ended it.
     is_reused: the connection had carried another exchange before.
     after: seconds since the request was sent. status, content: of an answer that has no place.
     """

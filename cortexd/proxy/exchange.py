@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Callable, Collection, Iterator
+from typing import Final, Protocol
 
 import msgspec
 from aiohttp import web
@@ -57,6 +57,7 @@ class Call(msgspec.Struct, frozen=True):
     last_words: what to say at the end of an event stream that broke off.
     is_late: the gateway may open the stream itself before the answer comes.
     remover: takes the usage that the client did not ask for out of an event stream again.
+    target_key: identifies the upstream for `Exchange.in_progress`; nothing here looks into it.
     """
 
     base: str
@@ -74,6 +75,32 @@ class Call(msgspec.Struct, frozen=True):
     last_words: Callable[[UpstreamFault], bytes] = _no_words
     is_late: bool = False
     remover: UsageRemover | None = None
+    target_key: object = None
+
+
+class InProgress(Protocol):
+    """One exchange that has not ended.
+
+    sent: when its request was sent, loop time.
+    """
+
+    sent: float
+
+    @property
+    def target_key(self) -> object:
+        """As given in `Call`."""
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether no byte of the answer's body has arrived."""
+
+    @property
+    def quiet_since(self) -> float:
+        """When the upstream last sent anything, loop time, to within a quarter of a second; the
+        time that the client takes nothing counts as activity."""
+
+    def interrupt(self, fault: UpstreamFault) -> None:
+        """End it with this fault."""
 
 
 class Carried(msgspec.Struct, frozen=True):
@@ -107,9 +134,12 @@ class Exchange:
 
     def interrupt(self, words: str) -> None:
         """End every exchange that is under way: streams with their last words."""
-        for flight in self._sweeper.watched:
-            if isinstance(flight, _Flight):
-                flight.interrupt(UpstreamFault("stopped", words))
+        for flight in self.in_progress():
+            flight.interrupt(UpstreamFault("stopped", words))
+
+    def in_progress(self) -> Iterator[InProgress]:
+        """Every exchange whose request was sent and whose answer has not ended."""
+        return (flight for flight in self._sweeper.watched if isinstance(flight, _Flight))
 
     async def carry(self, splice: Splice, request: web.BaseRequest, call: Call) -> Carried:
         """Send `call` and pass its answer to the client.
@@ -154,7 +184,7 @@ class _Flight:
         self._connection: Connection | None = connection
         self._call = call
         self._loop = loop
-        self._sent = self._since = self._loop.time()
+        self.sent = self._since = self._loop.time()
         self._limit = call.first_byte_timeout
         # Calls of ours for each piece only where there is something to look at.
         self._looks = call.remover is not None or call.is_late or splice.is_open
@@ -166,6 +196,22 @@ class _Flight:
         splice.source = self
         if splice.is_paused:  # still, by the answer before this one
             connection.pause()
+
+    @property
+    def target_key(self) -> object:
+        """As given in `Call`."""
+        return self._call.target_key
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether no byte of the answer's body has arrived."""
+        return self._splice.first_at is None and not self._splice.was_moved
+
+    @property
+    def quiet_since(self) -> float:
+        """When the upstream last sent anything, loop time."""
+        splice = self._splice
+        return self._loop.time() if splice.was_moved or splice.is_paused else self._since
 
     # What the upstream's connection calls.
 
@@ -349,7 +395,7 @@ class _Flight:
             connection.close()
 
     def _break_off(self, fault: UpstreamFault) -> None:
-        fault.after = self._loop.time() - self._sent
+        fault.after = self._loop.time() - self.sent
         self._fault = fault
         splice = self._splice
         if self._is_passed_on:

@@ -31,7 +31,8 @@ class Model(msgspec.Struct, frozen=True):
     in_flight: requests of this gateway's there. running, queued: by the node's last report.
     unservable: why it can't answer, though it is resident. stage, fraction: of a load, 0 to 1.
     priority: its residency class. idle_seconds: since this gateway last used it; null: it never
-    has. gated: it is being unloaded, and gets nothing new.
+    has. gated: it is being unloaded, and gets nothing new. oldest_unanswered_seconds: age of this
+    gateway's oldest request there that no byte of an answer has come for; null: there is none.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Model(msgspec.Struct, frozen=True):
     priority: int = 0
     idle_seconds: float | None = None
     gated: bool = False
+    oldest_unanswered_seconds: float | None = None
 
 
 class Hardware(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from tests.gateway.fleet import running_fleet, until
 
 
 async def test_a_node_goes_out_of_service_and_back(tmp_path: Path) -> None:
-    async with running_fleet(**{"a/1": FakeNeuron({"m": "loaded"})}) as fleet:
+    async with running_fleet(state_dir=tmp_path, **{"a/1": FakeNeuron({"m": "loaded"})}) as fleet:
         where = ("a/1", "--url", fleet.admin_url)
         assert await cortexd("drain", *where, cwd=tmp_path) == (
             (0, "drained a/1: it gets no new work; nothing runs there\n", "")
@@ -26,6 +26,16 @@ async def test_a_node_goes_out_of_service_and_back(tmp_path: Path) -> None:
             (0, "undrained a/1: it is in service\n", "")
         )
         assert (await fleet.ask()).status == 200
+
+
+async def test_drain_that_a_restart_forgets_warns(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    async with running_fleet(a=FakeNeuron(), state_dir=tmp_path / "file/below") as fleet:
+        for verb in ("drain", "undrain"):
+            ask = (verb, "a", "--url", fleet.admin_url)
+            status, out, _ = await cortexd(*ask, cwd=tmp_path)
+            assert status == 0
+            assert out.splitlines()[1].startswith("warning: A restart of the gateway forgets this:")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ async def test_a_drain_says_what_still_runs(tmp_path: Path, requests: int, words
 
 @pytest.mark.parametrize("verb", ["drain", "undrain"])
 async def test_a_node_that_is_not_there_is_status_1_in_words(tmp_path: Path, verb: str) -> None:
-    async with running_fleet(a=FakeNeuron()) as fleet:
+    async with running_fleet(a=FakeNeuron(), state_dir=tmp_path) as fleet:
         ask = (verb, "b", "--url", fleet.admin_url)
         assert await cortexd(*ask, cwd=tmp_path) == (
             (1, "", "No node is called 'b'; there is a.\n")
@@ -64,7 +74,7 @@ async def test_a_node_that_is_not_there_is_status_1_in_words(tmp_path: Path, ver
 
 
 async def test_a_node_is_not_drained_where_clients_are(tmp_path: Path) -> None:
-    async with running_fleet(a=FakeNeuron()) as fleet:
+    async with running_fleet(a=FakeNeuron(), state_dir=tmp_path) as fleet:
         status, _, err = await cortexd("drain", "a", "--url", fleet.url, cwd=tmp_path)
         assert status == 1
         assert "There is no POST /api/nodes/a/drain here" in err

@@ -257,3 +257,24 @@ def test_the_fingerprint_changes_with_what_memory_depends_on(changed) -> None:
 def test_the_fingerprint_stays_when_only_the_policy_changes() -> None:
     changed = Profile("m", pinned_on=("a",), preload=True, idle_ttl=Duration(5), replicas=2)
     assert fingerprint(changed) == fingerprint(Profile("m"))
+
+
+async def test_directory_that_can_not_be_written_is_known_before_anything_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    file = StateFile(tmp_path / "file/below")
+    await file.open()
+    assert file.problem is not None
+    assert "can't be written: Not a directory; a restart forgets" in file.problem
+    assert "can't be written" in warnings(caplog)[-1]
+    (tmp_path / "file").unlink()
+    assert await file.check() is None
+    assert file.problem is None
+    await file.close()
+
+
+async def test_check_says_that_nothing_is_kept_without_a_directory() -> None:
+    file = StateFile(None)
+    assert file.problem is None
+    assert await file.check() == "no state directory is known: set [gateway] state_dir"

@@ -363,7 +363,7 @@ async def test_what_the_node_says_to_an_unload(
 # Draining.
 
 
-async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new() -> None:
+async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new(tmp_path: Path) -> None:
     a, answering = FakeNeuron({"m": "loaded"}), asyncio.Event()
     infer = a.infer
 
@@ -372,7 +372,7 @@ async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new() -> None:
         return await infer(request, body)
 
     a.infer = slowly
-    async with running_fleet(a=a) as fleet:
+    async with running_fleet(a=a, state_dir=tmp_path) as fleet:
         asking = asyncio.create_task(fleet.ask())
         await until(lambda: len(a.inference) == 1)
         answer = await post(fleet, "/api/nodes/a/drain", {})
@@ -385,6 +385,19 @@ async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new() -> None:
         answer = await post(fleet, "/api/nodes/a/undrain")
         assert answer.json == {"node": "a", "draining": False, "in_flight": 0}
         assert (await fleet.ask()).status == 200
+
+
+@pytest.mark.parametrize("verb", ["drain", "undrain"])
+async def test_drain_that_can_not_be_kept_says_so(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    async with running_fleet(a=FakeNeuron(), state_dir=tmp_path / "file/below") as fleet:
+        note = (await post(fleet, f"/api/nodes/a/{verb}", {})).json["note"]
+        assert note.startswith("A restart of the gateway forgets this: ")
+        assert "Not a directory" in note
+        assert "set [gateway] state_dir" in note
+        health = (await fleet.get("/health")).json
+        assert health["status"] == "impaired"
+        assert "can't be written: Not a directory" in health["reasons"][0]
 
 
 async def test_nothing_is_loaded_on_a_drained_node() -> None:

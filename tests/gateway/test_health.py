@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from cortexd.fleet.snapshot import Snapshot
-from cortexd.gateway.health import MAX_REASONS, Condition, status_line
+from cortexd.fleet.snapshot import Failure, Ledger, Snapshot
+from cortexd.gateway.health import MAX_REASONS, Condition, failed_loads, status_line
 from cortexd.gateway.health import condition as condition_of
 from cortexd.wire.neuron import Model
 from tests.fleet.fleet import BROKEN, fleet, node
@@ -50,7 +50,7 @@ def test_of_very_many_reasons_the_first_are_told() -> None:
 
 
 def test_a_reload_that_failed_impairs_and_comes_first() -> None:
-    seen = condition_of(fleet(node("b", up=False)), 0.0, 1.0, "not reloaded: why")
+    seen = condition_of(fleet(node("b", up=False)), 0.0, 1.0, ["not reloaded: why"])
     assert seen.status == "impaired"
     assert seen.reasons == ["not reloaded: why", "node b is down: connection refused"]
 
@@ -63,3 +63,30 @@ def test_the_status_is_one_line_that_counts_each_model_once() -> None:
     )
     assert status_line(snapshot, 7) == "2 of 3 nodes up, 2 models, 7 in flight"
     assert status_line(snapshot, 0, "x").endswith("0 in flight; x")
+
+
+def test_models_that_failed_impair_with_their_reason() -> None:
+    ledger = Ledger()
+    snapshot = fleet(
+        node("a", {"m": Model("m", "failed", error="out of memory"), "n": "loaded"}),
+        node("b", {"m": "loaded"}),
+    )
+    ledger.failures["b", "o"] = Failure("no such file", until=20.0)
+    ledger.failures["b", "n"] = Failure("loaded on a by now", until=20.0)
+    failed = failed_loads(snapshot, ledger, now=10.0)
+    assert failed == {("a", "m"): "out of memory", ("b", "o"): "no such file"}
+    assert failed_loads(snapshot, ledger, now=20.0) == {("a", "m"): "out of memory"}
+    seen = condition_of(snapshot, 0.0, 1.0, failed=failed)
+    assert seen.status == "impaired"
+    assert seen.reasons == [
+        "model m failed to load on a: out of memory",
+        "model o failed to load on b: no such file",
+    ]
+
+
+def test_silent_replica_impairs() -> None:
+    seen = condition_of(fleet(node("a")), 0.0, 1.0, silent={("a", "m"): 75.4})
+    assert (seen.status, seen.reasons) == (
+        "impaired",
+        ["model m on a has sent nothing for 75 s to the oldest of its requests"],
+    )
