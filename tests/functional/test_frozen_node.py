@@ -49,10 +49,11 @@ async def begun(fleet: Fleet, path: str) -> aiohttp.ClientResponse:
 async def read_until_cut(response: aiohttp.ClientResponse) -> bytes:
     """The rest of a body that has no end."""
     rest = bytearray()
-    with suppress(aiohttp.ClientPayloadError):
-        while chunk := await response.content.readany():
-            rest += chunk
-        pytest.fail("the body has an end")
+    async with response:
+        with suppress(aiohttp.ClientPayloadError):
+            while chunk := await response.content.readany():
+                rest += chunk
+            pytest.fail("the body has an end")
     return bytes(rest)
 
 
