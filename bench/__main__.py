@@ -6,13 +6,14 @@ import argparse
 import sys
 from itertools import takewhile
 
-from bench import decide, fleet_sim, latency, poll, pumping, streams, waiters
+from bench import burst, decide, fleet_sim, latency, poll, pumping, streams, waiters
 from bench.processes import raise_file_limit
 
 VERBS = {
     "chunks": (pumping.chunks, pumping.add_chunks),
     "requests": (pumping.requests, pumping.add_requests),
     "latency": (latency.run, latency.add_options),
+    "burst": (burst.run, burst.add_options),
     "streams": (streams.run, streams.add_options),
     "waiters": (waiters.run, waiters.add_options),
     "poll": (poll.run, poll.add_options),

@@ -199,6 +199,33 @@ class Generator:
             tally.reasons.append(f"{missing} not answered within {limit:g} s")
         return _facts(tally)
 
+    async def burst(
+        self, port: int, connections: int, limit: float, *, exact: bool = True
+    ) -> dict[str, Any]:
+        """One request on each of so many new connections, opened at once; a Tally, whose times
+        begin when the connections do."""
+        loop = asyncio.get_running_loop()
+        asked, tally = Asked(answers.request(answers.MODEL, stream=False), exact=exact), Tally()
+
+        async def connect_and_ask() -> None:
+            began = time.perf_counter()
+            _, caller = await loop.create_connection(Caller, "127.0.0.1", port)
+            opened = time.perf_counter()
+            answered: asyncio.Future[tuple[str, float | None]] = loop.create_future()
+            caller.ask(asked, lambda *answer: answered.set_result(answer))
+            fault, first_byte = await answered
+            tally.add(fault, None if first_byte is None else opened - began + first_byte)
+            caller.transport.abort()
+
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.gather(*(connect_and_ask() for _ in range(connections)))
+        except TimeoutError:
+            missing = connections - tally.whole - tally.wrong
+            tally.wrong += missing
+            tally.reasons.append(f"{missing} not answered within {limit:g} s")
+        return _facts(tally)
+
     async def alternate(
         self,
         *,

@@ -155,7 +155,8 @@ class Metrics:
         )
         self.overhead = histogram(
             "gateway_overhead_seconds",
-            "From the request to its way upstream, less the wait for a load.",
+            "From the request to its way upstream, less the wait for a load. The first request of "
+            "a connection counts from when its bytes came to the kernel.",
             _SHORT,
         )
         self.upstream_requests = counter(

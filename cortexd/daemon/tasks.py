@@ -37,6 +37,11 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task %s crashed", task.get_name(), exc_info=error)
 
+    async def wait_ended(self) -> None:
+        """Wait until every task has ended by itself."""
+        while self._running:
+            await asyncio.wait(self._running)
+
     async def close(self) -> None:
         """Cancel what still runs and wait until it has ended."""
         running = list(self._running)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import cast
 
 import msgspec
 from aiohttp import web
@@ -15,6 +16,7 @@ from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import request_id
 from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.metrics import Metrics
+from cortexd.proxy.door import Door
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,8 @@ class Face:
         path = request.raw_path
         if path not in self._paths:  # it has a query, say
             path = request.rel_url.path
-        inbound = Inbound(request, path, request_id(request), dialect_of(path), time.monotonic())
+        received = time.monotonic() - (cast(Door, request.protocol).lag or 0.0)
+        inbound = Inbound(request, path, request_id(request), dialect_of(path), received)
         try:
             methods = self._paths.get(path)
             handler = methods.get(request.method) if methods is not None else None

@@ -11,7 +11,9 @@ from cortexd.proxy.exchange import Carried
 
 
 class Inbound(msgspec.Struct, eq=False):
-    """One request. `received` is monotonic; `status` is 0 until it is answered.
+    """One request. `status` is 0 until it is answered.
+
+    received: monotonic; of the first request of a connection, when its bytes came to the kernel.
 
     hops: gateways that it has passed through before this one.
     asked, model: as the caller spelt it, and the concrete id.

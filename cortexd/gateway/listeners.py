@@ -129,7 +129,13 @@ class Listeners:
         sockets = self._inherited[key]
         name = sockets[0].getsockname()
         address = (name, 0) if isinstance(name, str) else (name[0], name[1])
-        return await serve_on(self._serve(key), sockets, address, shutdown_timeout=shutdown_timeout)
+        return await serve_on(
+            self._serve(key),
+            sockets,
+            address,
+            shutdown_timeout=shutdown_timeout,
+            are_shared=True,
+        )
 
 
 async def open_listener(

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol, cast
@@ -34,6 +35,7 @@ HIGH_WATER: Final = 64 << 10
 LOW_WATER: Final = 16 << 10
 # Of a body that nobody reads yet, per request; up to 32 requests may queue on one connection.
 READ_BUFFER: Final = 32 << 10
+_LAST_DATA_RECV: Final = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info, in ms
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 # (the request, or None when it is a connection that is refused; what it is; words for a person)
@@ -103,6 +105,9 @@ class Door(web.RequestHandler):
     sink: told when the client stalls and when it goes on, from when it is set; whether it stalls
         already is `writing_paused`. Whoever sets it takes it away when its answer ends.
     serving: the body of the last request that reached the handler.
+    lag: seconds for which the first request waited in the kernel until this process read it; None
+        before it, 0.0 for those that follow. It shows what a connection waits for while the process
+        is busy: to be accepted, too.
     """
 
     __slots__ = (
@@ -111,6 +116,7 @@ class Door(web.RequestHandler):
         "_limits",
         "_server",
         "_wire",
+        "lag",
         "serving",
         "sink",
     )
@@ -130,6 +136,7 @@ class Door(web.RequestHandler):
         )
         self.sink: Sink | None = None
         self.serving: StreamReader | None = None
+        self.lag: float | None = None
         self._server = server
         self._limits = limits
         gate = Gate(cast(Parser, self._parser), self, loop, self._break_off)
@@ -147,14 +154,16 @@ class Door(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is asked for here."""
-        return not (self._request_in_progress or self._messages)
+        """Whether it is open and nothing is asked for here."""
+        return not (self._request_in_progress or self._messages or self._wire is None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
         self._wire = cast(asyncio.Transport, transport)
         self._wire.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        if self._force_close:  # the server was ended between the two
+            self._wire.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End; aiohttp cancels the handler."""
@@ -218,7 +227,9 @@ class Door(web.RequestHandler):
         With a reset: where only the connection's end tells that of an answer, a plain one would
         be a lie.
         """
-        if self._wire is not None:
+        if self._wire is None:
+            self._force_close = True
+        else:
             sock = self._wire.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._wire.abort()
@@ -263,6 +274,10 @@ class Door(web.RequestHandler):
         cast(Gate, self._gate).message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
+        if self.lag is None:
+            self.lag = _waited_in_kernel(self._wire)
+        elif self.lag:
+            self.lag = 0.0
         request = self._request(message, payload)
         self.serving = payload
         self._request_in_progress = True
@@ -326,6 +341,15 @@ class Door(web.RequestHandler):
         response = self._server.refuse(request, kind, words)
         response.force_close()
         return response
+
+
+def _waited_in_kernel(wire: asyncio.Transport | None) -> float:
+    """Seconds since the last bytes came on a TCP connection; 0.0 where that is not known."""
+    sock = None if wire is None else wire.get_extra_info("socket")
+    if sock is None or sock.family == socket.AF_UNIX:
+        return 0.0
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECV.stop)
+    return int.from_bytes(info[_LAST_DATA_RECV], sys.byteorder) / 1000
 
 
 class _Request(web.BaseRequest):

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from aiohttp import web
-
 from cortexd.daemon.bound import BoundAddress
 from cortexd.daemon.lookup import LookupThreads
 from cortexd.daemon.resolver import is_localhost
+from cortexd.proxy.acceptor import Acceptor
 from cortexd.proxy.server import DoorServer
 
 BACKLOG: Final = 1024
@@ -63,7 +62,7 @@ class Listener:
     def __init__(
         self,
         server: DoorServer,
-        runner: web.ServerRunner,
+        acceptor: Acceptor,
         address: tuple[str, int],
         timeout: float,
         bound: Sequence[BoundAddress],
@@ -71,7 +70,7 @@ class Listener:
         self.server = server
         self.address = address
         self.bound = bound
-        self._runner = runner
+        self._acceptor = acceptor
         self._timeout = timeout
 
     def leave(self) -> None:
@@ -81,8 +80,7 @@ class Listener:
     async def stop(self) -> None:
         """Take no new connections, and let go those that are open."""
         self.leave()
-        for site in self._runner.sites:
-            await site.stop()
+        await self._acceptor.close()
 
     async def wait_gone(self) -> None:
         """Wait until no connection is left."""
@@ -113,8 +111,10 @@ class Listener:
         """Let running answers end for so many seconds, cut what is left."""
         cut = asyncio.get_running_loop().call_later(timeout, self.server.abort)
         try:
-            # aiohttp waits for each handler in its own way, longer than for our cut.
-            await self._runner.cleanup()
+            await self._acceptor.close()
+            self.server.pre_shutdown()
+            # aiohttp waits for each handler in its own way, up to twice that; ours cuts it before.
+            await self.server.shutdown(self._timeout + GRACE)
             # Answers that are whole, but not yet sent.
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout + GRACE):
@@ -140,18 +140,20 @@ async def serve_on(
     address: tuple[str, int],
     *,
     shutdown_timeout: float,
+    are_shared: bool = False,
 ) -> Listener:
-    """Take connections from sockets that are bound already, all of them at `address`."""
+    """Take connections from sockets that are bound already, all of them at `address`.
+
+    are_shared: another process, the service manager, holds them too.
+    """
     for sock in sockets:
         if sock.family != socket.AF_UNIX:
             _bound_unsent(sock)
-    # aiohttp waits up to twice its own timeout; ours cuts the connections before that.
-    runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout + GRACE)
-    await runner.setup()
-    for sock in sockets:
-        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        sock.listen(BACKLOG)
+    acceptor = Acceptor(server, sockets, are_shared=are_shared)
+    acceptor.start()
     bound = [where for sock in sockets if (where := BoundAddress.of(sock)) is not None]
-    return Listener(server, runner, address, shutdown_timeout, bound)
+    return Listener(server, acceptor, address, shutdown_timeout, bound)
 
 
 async def _open(host: str, port: int) -> list[socket.socket]:

@@ -128,3 +128,10 @@ async def test_alternating_asks_each_in_turn_and_keeps_their_answers_apart() -> 
             ports=[good, bad], times=3, events=2, limit=30, exact=[True, True]
         )
     assert [(tally["whole"], tally["wrong"]) for tally in tallies] == [(3, 0), (0, 3)]
+
+
+async def test_a_burst_is_timed_from_the_connection_on() -> None:
+    async with upstream(Options()) as port:
+        tally = await Generator().burst(port, 5, 10.0)
+    assert (tally["whole"], tally["wrong"]) == (5, 0)
+    assert len(tally["first_bytes"]) == 5

@@ -25,9 +25,11 @@ from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import Metrics
 from cortexd.proxy.exchange import Carried
 from cortexd.wire.usage import Usage
+from tests.fakes import FakeNeuron
 from tests.fleet.fleet import node
 from tests.functional.faults import Send
-from tests.functional.raw import post
+from tests.functional.raw import connected, post
+from tests.gateway.fleet import running_fleet
 from tests.proxy.stage import ASKED_STREAM, staged, streamed
 
 CHAT = "/v1/chat/completions"
@@ -267,3 +269,18 @@ async def test_no_first_byte_comes_before_its_request() -> None:
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
     assert len(lines) == 50
     assert all(0 <= line["first_byte_s"] <= line["duration_s"] for line in lines)
+
+
+async def test_a_connection_that_waits_to_be_accepted_shows_in_the_overhead() -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        await fleet.ask()
+        before = await fleet.metric("cortexd_gateway_overhead_seconds_sum")
+        async with connected(fleet.gateway.address) as client:
+            # From here to the wait for the answer the gateway has no turn: it is busy.
+            client.sock.send(post(b'{"model":"m"}'))
+            busy_until = time.monotonic() + 0.2
+            while time.monotonic() < busy_until:
+                pass
+            assert (await client.read_answer()).status == 200
+        overhead = await fleet.metric("cortexd_gateway_overhead_seconds_sum") - before
+        assert overhead > 0.15

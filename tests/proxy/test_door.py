@@ -164,7 +164,7 @@ async def test_a_body_that_we_do_not_read_is_not_the_clients_delay() -> None:
     async with open_site(hold, limits=short(body=100)) as site, connected(site.address) as client:
         body = POST.replace(b"10", b"%d" % size) + bytes(size)
         sending = asyncio.ensure_future(client.send(body))
-        await until(lambda: bool(site.server.doors) and not site.door._wire.is_reading())  # type: ignore[union-attr]
+        await until(lambda: bool(site.handled) and not site.door._wire.is_reading())  # type: ignore[union-attr]
         now = asyncio.get_running_loop().time()
         assert not site.door.overdue(now + 1000)
         is_let_go.set()

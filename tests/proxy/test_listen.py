@@ -116,7 +116,7 @@ async def test_closing_waits_for_answers_that_are_on_their_way() -> None:
         await client.send(GET)
         await until(lambda: bool(site.handled))
         closing = asyncio.ensure_future(site.listener.close())
-        await until(lambda: not site.listener._runner.sites)
+        await until(lambda: not site.listener._acceptor.is_open)
         assert not closing.done()
         is_let_go.set()
         await client.read_rest()
