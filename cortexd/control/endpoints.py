@@ -90,10 +90,11 @@ class Endpoints:
             said = await client.endpoint(replica.model, config.polling.timeout)
             url = usable_endpoint(said, node.endpoint, config.security.allowed_inference_hosts)
         except EndpointRefused as error:
-            log.warning("node %s, model %r: %s", node.name, replica.model, error)
+            words = client.masked(str(error))
+            log.warning("node %s, model %r: %s", node.name, replica.model, words)
             return Refusal(
                 errors.ENDPOINT_REFUSED,
-                f"The node {node.name} can't be used for {replica.model!r}: {error}.",
+                f"The node {node.name} can't be used for {replica.model!r}: {words}.",
             )
         except NodeError as error:
             if error.status == 404:

@@ -28,7 +28,8 @@ from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
 from cortexd.gateway.refusals import last_words, own_lines, status_of
 from cortexd.gateway.retry import Attempts
-from cortexd.nodes.endpoint import is_own_host
+from cortexd.nodes.endpoint import may_carry_token, port_hint
+from cortexd.nodes.masking import mask_of
 from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Call, Carried, Exchange
@@ -40,6 +41,8 @@ from cortexd.wire.sse import UsageRemover
 
 # Where a stream says its token counts only on request.
 TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_ERRORS: Final = range(400, 600)
+_UNREACHED: Final = frozenset({"refused", "unreachable"})
 
 
 class Relay:
@@ -155,7 +158,7 @@ class Relay:
                     self._dispatcher.confirm(route, served=False)
                 self._liveness.failed(route.replica, fault)
                 if not await attempts.has_next(fault, route):
-                    raise _refusal(fault, route) from fault
+                    raise self._refusal(fault, route) from fault
                 self._accounting.retried(fault.what)
             else:
                 self._dispatcher.confirm(route, served=carried.status < 500)
@@ -175,6 +178,7 @@ class Relay:
         if inbound.is_stream:
             is_lazy = route.route == "lazy"
             first_byte = config.loading.timeout if is_lazy else upstream.first_byte_timeout
+        token = self._current.tokens.get(route.node)
         target = inbound.path
         if inbound.request.raw_path != target and (
             query := without_credentials(inbound.request.rel_url.raw_query_string)
@@ -192,20 +196,37 @@ class Relay:
             is_fresh=attempts.is_fresh,
             is_late=route.is_cold_start and can_wait(inbound),
             declines=lambda status: attempts.declines(route, status),
-            inspected=STATUSES,
+            inspected=_ERRORS if token else STATUSES,
+            revise=mask_of(token).json if token else None,
             judge=lambda status, content: attempts.judge(route, status, content),
             remover=UsageRemover() if inbound.hides_usage else None,
             target_key=route.replica,
             last_words=lambda fault: last_words(
-                _interrupted(fault, route), inbound.path, inbound.request_id
+                self._interrupted(fault, route), inbound.path, inbound.request_id
             ),
         )
+
+    def _refusal(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
+        node = self._registry.snapshot.nodes.get(route.node)
+        fault.content = mask_of(self._current.tokens.get(route.node)).json(fault.content)
+        hint = ""
+        if fault.what in _UNREACHED and node is not None:
+            hint = port_hint(route.endpoint, node.endpoint)
+        return self._masked(_refusal(fault, route, hint), route)
+
+    def _interrupted(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
+        return self._masked(_interrupted(fault, route), route)
+
+    def _masked(self, refusal: Refusal, route: RouteDecision) -> Refusal:
+        """Without the node's token: the node's words are quoted, and a node may echo anything."""
+        refusal.message = mask_of(self._current.tokens.get(route.node)).text(refusal.message)
+        return refusal
 
     def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
         said = f"X-Request-Id: {inbound.request_id}\r\n{HOPS}: {inbound.hops + 1}\r\n"
         if token := self._current.tokens.get(route.node):
             node = self._registry.snapshot.nodes[route.node]
-            if is_own_host(route.endpoint, node.endpoint):
+            if may_carry_token(route.endpoint, node.endpoint):
                 said += f"Authorization: Bearer {token}\r\n"
         return said.encode()
 
@@ -244,7 +265,7 @@ def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     )
 
 
-def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
+def _refusal(fault: UpstreamFault, route: RouteDecision, hint: str) -> Refusal:
     model, node = route.replica.model, route.node
     if fault.what == "stopped":
         return shutting_down()
@@ -257,7 +278,8 @@ def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     if fault.what in ("timeout", "unreachable"):
         return Refusal(
             errors.UPSTREAM_TIMEOUT,
-            f"The node {node} did not begin to answer for {model!r} in time: {fault}. Try again.",
+            f"The node {node} did not begin to answer for {model!r} in time: {fault}. "
+            f"{hint or 'Try again.'}",
         )
     if fault.what == "own":
         return Refusal(
@@ -281,5 +303,5 @@ def _refusal(fault: UpstreamFault, route: RouteDecision) -> Refusal:
         )
     return Refusal(
         errors.UPSTREAM_FAILED,
-        f"The node {node} did not answer for {model!r}: {fault}. Try again.",
+        f"The node {node} did not answer for {model!r}: {fault}. {hint or 'Try again.'}",
     )

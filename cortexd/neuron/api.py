@@ -22,6 +22,7 @@ from cortexd.neuron.devices import Devices
 from cortexd.neuron.refusals import UNAUTHORIZED
 from cortexd.neuron.residency import Residency
 from cortexd.proxy.answer import UpstreamFault
+from cortexd.proxy.browser import host_name
 from cortexd.proxy.exchange import Call, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
@@ -70,7 +71,7 @@ class Api:
             "/models/load": ("POST", self._load),
             "/models/unload": ("POST", self._unload),
         }
-        self.endpoint = ""  # this neuron's own URL, once it is bound
+        self.endpoint = ""  # this neuron's own URL, once it is bound, for callers without a Host
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
@@ -136,7 +137,9 @@ class Api:
         model = unquote(path.removeprefix("/models/").removesuffix("/endpoint"))
         if not self._residency.knows(model):
             raise Refusal(errors.MODEL_NOT_FOUND, f"The model {model!r} is not served here.")
-        return _json(wire.Endpoint(self.endpoint))
+        # Behind a port mapping or a proxy, only the caller knows the port that leads here.
+        host = request.headers.get("Host", "")
+        return _json(wire.Endpoint(f"http://{host}" if host_name(host) else self.endpoint))
 
     async def _load(self, request: web.BaseRequest) -> web.Response:
         await self._residency.load(_decoded(_decode_load, await _body(request)))

@@ -1,4 +1,7 @@
-"""Typed calls to a neuron. Whatever goes wrong is a NodeError in words an operator can act on."""
+"""Typed calls to a neuron. Whatever goes wrong is a NodeError in words an operator can act on.
+
+The node's token is masked in everything that the node sends, before it is read.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from cortexd.nodes.masking import mask_of
 from cortexd.wire import neuron as wire
 
 T = TypeVar("T")
@@ -46,6 +50,11 @@ class NeuronClient:
         self._session = session
         self._base = base
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._mask = mask_of(token)
+
+    def masked(self, text: str) -> str:
+        """Return a text of the node's without its token."""
+        return self._mask.text(text)
 
     async def discovery(self, timeout: float) -> wire.Discovery:
         """GET /discovery."""
@@ -110,11 +119,12 @@ class NeuronClient:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=timeout or 10.0),
             ) as answer:
-                content = await _read(answer, path)
+                content = self._mask.json(await _read(answer, path))
         except TimeoutError as error:
             raise NodeError(f"{path}: no answer within {timeout or 10.0:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise NodeError(f"{path}: {wire.plain(_words(error))}") from error
+            words = wire.plain(self._mask.text(_words(error)))
+            raise NodeError(f"{path}: {words}") from error
         if answer.status == 200:
             return content
         words, code = wire.fault_text(content)

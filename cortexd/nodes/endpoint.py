@@ -2,7 +2,8 @@
 
 A neuron is trusted to run models, not to steer the gateway at other hosts. Loopback names mean
 the neuron's own host, since a host can't know its outside name; any other host must be the
-neuron's own or be allowed in the configuration.
+neuron's own or be allowed in the configuration. A neuron that is configured with https is never
+asked for inference in clear text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class EndpointRefused(Exception):
 def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> str:
     """`url` as the node gave it → a base URL without a trailing slash.
 
-    neuron: the configured endpoint of that node, whose host stands in for loopback names.
+    neuron: the configured endpoint of that node, whose host stands in for loopback names, and whose
+        whole origin stands in for http on its own host if it is https.
     Raises EndpointRefused.
     """
     try:
@@ -34,25 +36,63 @@ def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> st
         raise EndpointRefused("it names an endpoint with credentials in the URL")
     if parts.query or parts.fragment or any(char <= " " or char > "~" for char in parts.path):
         raise EndpointRefused(f"it names the endpoint {url!r}, which is not a plain base URL")
-    own = urlsplit(neuron).hostname or ""
+    configured = urlsplit(neuron)
+    path = parts.path.rstrip("/")
+    is_own = is_loopback(host) or is_own_host(url, neuron)
+    is_clear = configured.scheme == "https" and parts.scheme == "http"
+    if is_own and is_clear:  # it does not know of the TLS in front of it
+        return SplitResult("https", configured.netloc, path, "", "").geturl()
     if is_loopback(host):
-        host = own
-    elif not is_own_host(url, neuron) and _name(host) not in {
-        _name(name) for name in allowed_hosts
-    }:
+        host = configured.hostname or ""
+    elif not is_own and _name(host) not in {_name(name) for name in allowed_hosts}:
         raise EndpointRefused(
             f"it names an endpoint on the host {host!r}, which is not its own; if that is right, "
             f"add it: [security] allowed_inference_hosts = [{host!r}]".replace("'", '"')
         )
+    if is_clear:
+        raise EndpointRefused(
+            f"it names the endpoint {url!r}, but a node that is configured with https is not asked "
+            "for inference in clear text; have it name an https endpoint"
+        )
     netloc = f"[{host}]" if ":" in host else host
     if port is not None:
         netloc += f":{port}"
-    return SplitResult(parts.scheme, netloc, parts.path.rstrip("/"), "", "").geturl()
+    return SplitResult(parts.scheme, netloc, path, "", "").geturl()
+
+
+def port_hint(endpoint: str, neuron: str) -> str:
+    """Return a sentence on an endpoint that was not reached though the neuron is; "": no hint.
+
+    The usual reason is a port mapping: the node names the port inside.
+    """
+    named, configured = _port(endpoint), _port(neuron)
+    if named == configured or not is_own_host(endpoint, neuron):
+        return ""
+    return (
+        f"The node names port {named} for inference, and its configured endpoint has port "
+        f"{configured}: behind a port mapping, map port {named}, too."
+    )
+
+
+def may_carry_token(endpoint: str, neuron: str) -> bool:
+    """Return whether a node's token may be sent to an endpoint.
+
+    The endpoint must be on the neuron's own host, and not in clear text where the neuron is
+    configured with https.
+    """
+    if neuron.startswith("https:") and not endpoint.startswith("https:"):
+        return False
+    return is_own_host(endpoint, neuron)
 
 
 def is_own_host(endpoint: str, neuron: str) -> bool:
-    """Whether an endpoint is on the neuron's own host: a node's token goes nowhere else."""
+    """Return whether an endpoint is on the neuron's own host."""
     return _name(urlsplit(endpoint).hostname or "") == _name(urlsplit(neuron).hostname or "")
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def is_loopback(host: str) -> bool:

@@ -53,7 +53,7 @@ class Call(msgspec.Struct, frozen=True):
     declines: asked with the status of the answer: True gives it up while nothing is passed on.
     inspected: statuses of answers that are read whole before any of them is passed on, if they are
         short; judge: asked with the status and the body of such an answer, returns the fault to
-        raise instead of passing it on, or None.
+        raise instead of passing it on, or None. revise: what to pass on instead of such a body.
     last_words: what to say at the end of an event stream that broke off.
     is_late: the gateway may open the stream itself before the answer comes.
     remover: takes the usage that the client did not ask for out of an event stream again.
@@ -72,6 +72,7 @@ class Call(msgspec.Struct, frozen=True):
     declines: Callable[[int], bool] = _never
     inspected: Collection[int] = ()
     judge: Callable[[int, bytes], What | None] = _pass_on_any
+    revise: Callable[[bytes], bytes] | None = None
     last_words: Callable[[UpstreamFault], bytes] = _no_words
     is_late: bool = False
     remover: UsageRemover | None = None
@@ -374,6 +375,9 @@ class _Flight:
             fault.status, fault.content = head.status, content
             self._break_off(fault)
             return False
+        if self._call.revise is not None:
+            content = self._call.revise(content)
+            head = head._replace(length=None if head.length is None else len(content))
         self._start(head)
         self._splice.write(content)
         return True

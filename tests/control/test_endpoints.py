@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from aiohttp import web
 
@@ -46,6 +47,21 @@ async def test_an_endpoint_with_a_path_is_a_base() -> None:
     async with running_fleet(a=neuron) as fleet:
         assert (await fleet.ask()).status == 200
         assert neuron.calls[-1][1] == "/engine/v1/chat/completions"
+
+
+async def test_refused_connection_to_another_port_names_both_ports() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        neuron.endpoint_answer = lambda _: web.json_response({"url": f"http://localhost:{port}"})
+        async with running_fleet(a=neuron) as fleet:
+            answer = await fleet.ask()
+            assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_failed")
+            message = answer.json["error"]["message"]
+            assert f"names port {port} for inference" in message
+            assert f"its configured endpoint has port {neuron.port}" in message
+            assert message.endswith(f"map port {port}, too.")
 
 
 async def test_a_replica_without_a_usable_endpoint_is_passed_over() -> None:

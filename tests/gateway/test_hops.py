@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -16,35 +13,13 @@ from cortexd.errors import Refusal
 from cortexd.gateway import app
 from cortexd.gateway.hops import MAX_HOPS, count_hops
 from tests.fakes import FakeNeuron
+from tests.functional.forwarding import PortMapping
 from tests.gateway.fleet import FAST, Fleet, running_fleet
 from tests.waiting import until
 
 
 def naming(url: str) -> web.Response:
     return web.json_response({"url": url})
-
-
-@asynccontextmanager
-async def forwarder(fleet: Fleet) -> AsyncIterator[tuple[str, list[int]]]:
-    """A port mapping that leads to the gateway: its URL, and the number of its connections."""
-    connections = [0]
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections[0] += 1
-        inner_reader, inner_writer = await asyncio.open_connection(*fleet.gateway.address)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", connections
-    finally:
-        server.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "127.1"])
@@ -118,14 +93,17 @@ async def test_node_whose_endpoint_is_the_gateways_own_listener_is_down_and_says
 
 async def test_loop_through_a_port_mapping_ends_after_a_few_hops() -> None:
     neuron = FakeNeuron({"m": "loaded"})
-    async with running_fleet(a=neuron) as fleet, forwarder(fleet) as (url, connections):
-        neuron.endpoint_answer = lambda _: naming(url)
+    async with (
+        running_fleet(a=neuron) as fleet,
+        PortMapping(fleet.gateway.address).running() as mapping,
+    ):
+        neuron.endpoint_answer = lambda _: naming(mapping.url)
         answer = await fleet.ask()
         assert answer.status == 508
         assert answer.json["error"]["code"] == "loop_detected"
         assert answer.headers["x-should-retry"] == "false"
         assert "endpoint of a node leads back" in answer.json["error"]["message"]
-        assert connections == [MAX_HOPS + 1]
+        assert mapping.connections == MAX_HOPS + 1
         answer = await fleet.ask(path="/v1/messages")
         assert (answer.status, answer.json["error"]["type"]) == (508, "api_error")
 

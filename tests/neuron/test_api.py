@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import aiohttp
 import pytest
 from aiohttp import web
 from yarl import URL
 
+from cortexd.config.gateway import Config, Neuron
+from cortexd.config.gateway import Gateway as GatewaySettings
 from cortexd.config.neuron import Agent, Paths
+from cortexd.gateway.app import Gateway
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LoadRequest, UnloadRequest
+from tests.functional.forwarding import PortMapping
 from tests.functional.raw import answered, answers, connected, post
 from tests.neuron.engines import FakeHarness, local, running_neuron
 from tests.waiting import GUARD, eventually, until
@@ -60,8 +65,7 @@ async def test_the_gateways_client_walks_the_whole_wire(tmp_path: Path) -> None:
         assert health.activation is not None
         assert health.activation.state == "ready"
         assert [(each.id, each.in_flight) for each in health.models or ()] == [("b", 0)]
-        port = neuron.address[1]
-        assert await client.endpoint("b", GUARD) == f"http://localhost:{port}"
+        assert await client.endpoint("b", GUARD) == neuron.url
         assert await client.unload(UnloadRequest("b", if_idle=True), GUARD) == "unloaded"
         with pytest.raises(NodeError) as gone:
             await client.endpoint("b", GUARD)
@@ -72,7 +76,56 @@ async def test_the_gateways_client_walks_the_whole_wire(tmp_path: Path) -> None:
 async def test_an_id_is_one_segment_of_a_path_whatever_it_holds(model: str) -> None:
     async with running_neuron(local(model), harness=FakeHarness()) as (neuron, session):
         client = NeuronClient(session, neuron.url)
-        assert await client.endpoint(model, GUARD) == f"http://localhost:{neuron.address[1]}"
+        assert await client.endpoint(model, GUARD) == neuron.url
+
+
+@pytest.mark.parametrize(
+    ("host", "named"),
+    [
+        ("127.0.0.1:9000", "http://127.0.0.1:9000"),
+        ("[::1]:9000", "http://[::1]:9000"),
+        ("localhost", "http://localhost"),
+    ],
+)
+async def test_endpoint_has_the_authority_that_the_neuron_was_asked_through(
+    host: str, named: str
+) -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness()) as (_, session),
+        session.get("/models/a/endpoint", headers={"Host": host}) as answer,
+    ):
+        assert await answer.json() == {"url": named}
+
+
+async def test_caller_without_a_host_is_told_the_neurons_own_port() -> None:
+    async with running_neuron(local("a"), harness=FakeHarness()) as (neuron, _):
+        ask = b"GET /models/a/endpoint HTTP/1.0\r\n\r\n"
+        answer = await answered(neuron.address, ask)
+        assert answer.endswith(b'{"url":"http://localhost:%d"}' % neuron.address[1])
+
+
+async def test_inference_for_a_neuron_behind_a_port_mapping_goes_through_the_mapping() -> None:
+    async with (
+        running_neuron(local("a/b"), harness=FakeHarness(serve=echo)) as (neuron, _),
+        PortMapping(neuron.address).running() as mapping,
+    ):
+        gateway = Gateway(
+            Config(
+                gateway=GatewaySettings(listen="127.0.0.1:0", admin_listen=""),
+                neurons=(Neuron("a", mapping.url),),
+            )
+        )
+        await gateway.start()
+        try:
+            await until(lambda: gateway.registry.snapshot.settled)
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(f"{gateway.url}/v1/completions", json={"model": "a/b"}) as answer,
+            ):
+                assert answer.status == 200
+            assert b"POST /v1/completions" in mapping.sent
+        finally:
+            await gateway.close()
 
 
 async def test_slashes_of_an_id_may_come_as_they_are() -> None:

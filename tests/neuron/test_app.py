@@ -144,7 +144,7 @@ async def test_its_endpoint_is_its_own_port_on_whichever_address() -> None:
     async with running_neuron(local("a"), harness=FakeHarness(), agent=agent) as (neuron, session):
         assert neuron.address[0] == "127.0.0.2"
         endpoint = await NeuronClient(session, neuron.url).endpoint("a", GUARD)
-        assert endpoint == f"http://localhost:{neuron.address[1]}"
+        assert endpoint == neuron.url
 
 
 def test_the_example_of_the_configuration_decodes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 import trustme
 from aiohttp import web
 
-from cortexd.config.gateway import Config, Upstream
+from cortexd.config.gateway import Config, Security, Upstream
 from cortexd.gateway.app import read_certificates
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet
+from tests.gateway.fleet import FAST, running_fleet
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,37 @@ async def test_a_large_body_and_answer_survive_tls(
     async with running_fleet(a=neuron, tls=trusted) as fleet:
         answer = await fleet.ask(filler="x" * 900_000)
         assert answer.json["filler"] == "x" * 900_000
+
+
+async def test_node_with_https_that_names_a_clear_endpoint_is_asked_over_tls(
+    server: ssl.SSLContext, trusted: ssl.SSLContext
+) -> None:
+    heard: list[bytes] = []
+
+    async def eavesdrop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(65536))
+        writer.close()
+
+    clear = await asyncio.start_server(eavesdrop, "127.0.0.1", 0)
+    port = clear.sockets[0].getsockname()[1]
+    neuron = FakeNeuron({"m": "loaded"}, tls=server, token="s3cret")
+    neuron.endpoint_answer = lambda _: web.json_response({"url": f"http://localhost:{port}"})
+    async with clear, running_fleet(a=neuron, tls=trusted, tokens={"a": "s3cret"}) as fleet:
+        assert (await fleet.ask()).status == 200
+        assert neuron.inference_headers[0]["Authorization"] == "Bearer s3cret"
+        assert not heard
+
+
+async def test_node_with_https_that_names_a_clear_endpoint_elsewhere_is_refused(
+    server: ssl.SSLContext, trusted: ssl.SSLContext
+) -> None:
+    neuron = FakeNeuron({"m": "loaded"}, tls=server, token="s3cret")
+    neuron.endpoint_answer = lambda _: web.json_response({"url": "http://gpu-lb.internal"})
+    config = Config(polling=FAST, security=Security(allowed_inference_hosts=("gpu-lb.internal",)))
+    async with running_fleet(a=neuron, tls=trusted, tokens={"a": "s3cret"}, config=config) as fleet:
+        answer = await fleet.ask()
+        assert (answer.status, answer.json["error"]["code"]) == (502, "endpoint_refused")
+        assert "clear text" in answer.json["error"]["message"]
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_refused(server: ssl.SSLContext) -> None:

@@ -1,0 +1,144 @@
+"""A node that echoes the gateway's Authorization header everywhere: the token is shown nowhere."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cortexd.config.catalogue import Profile
+from cortexd.config.gateway import Config, Loading
+from cortexd.config.units import Duration
+from tests.fakes import GPU, FakeNeuron
+from tests.functional.raw import connected, post
+from tests.gateway.fleet import FAST, Fleet, running_fleet
+from tests.waiting import until
+
+TOKEN = "canary-0123456789/+x"
+ENCODED = base64.b64encode(f"Bearer {TOKEN}".encode()).decode()
+ECHO = f"bad request: Authorization: Bearer {TOKEN} ({ENCODED})"
+
+
+def echoing(*models: str) -> FakeNeuron:
+    """A neuron that needs TOKEN and puts it into each text that it sends."""
+    neuron = FakeNeuron(
+        {
+            model: {
+                "id": model,
+                "status": "loaded",
+                "servable": {"ok": model == "m", "reason": ECHO, "detail": ECHO},
+                "error": ECHO,
+                "harness": ECHO,
+            }
+            for model in models
+        },
+        discovery={
+            "hostname": ECHO,
+            "os": ECHO,
+            "kernel": ECHO,
+            "driver_version": ECHO,
+            "devices": [GPU | {"name": ECHO}],
+        },
+        token=TOKEN,
+    )
+    neuron.health = {"activation": {"state": "ready", "failed": [{"model_id": "x", "error": ECHO}]}}
+
+    async def load(body: dict[str, Any]) -> web.Response:
+        return web.json_response({"error": {"message": ECHO, "code": ECHO}}, status=500)
+
+    neuron.load_answer = load
+    neuron.unload_answer = lambda body: web.json_response({"error": ECHO}, status=500)
+    return neuron
+
+
+async def shown(fleet: Fleet) -> str:
+    """Whatever the gateway tells of its nodes."""
+    paths = [
+        "/api/fleet",
+        "/health",
+        "/v1/models",
+        "/metrics",
+        "/api/explain?model=m",
+        "/api/explain?model=cold",
+    ]
+    return "".join([(await fleet.get(path)).body.decode() for path in paths])
+
+
+def assert_masked(text: str) -> None:
+    assert "***" in text
+    assert TOKEN not in text
+    assert TOKEN.replace("/", "\\/") not in text
+    assert ENCODED[10:20] not in text
+
+
+async def test_token_that_a_node_echoes_is_masked_in_reports_refusals_and_logs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "cortexd")
+    neuron = echoing("m", "broken")
+    async with running_fleet(Profile("cold"), a=neuron, tokens={"a": TOKEN}) as fleet:
+        refusals = [(await fleet.ask("cold")).body.decode()]  # the load fails
+        refusals.append((await fleet.ask("broken")).body.decode())  # resident, not servable
+        url = f"ftp://elsewhere.test/{TOKEN}"
+        neuron.endpoint_answer = lambda _: web.json_response({"url": url})
+        refusals.append((await fleet.ask()).body.decode())
+        neuron.endpoint_answer = lambda _: web.json_response({"error": ECHO}, status=500)
+        refusals.append((await fleet.ask()).body.decode())
+        async with fleet.client.post(f"{fleet.admin_url}/api/models/m/unload", json={}) as response:
+            refusals.append(await response.text())
+        for refusal in refusals:
+            assert_masked(refusal)
+        assert_masked(await shown(fleet))
+        neuron.raw["/models"] = f'{{"error": "{ECHO}"'.encode()
+        await until(lambda: not fleet.gateway.registry.snapshot.nodes["a"].healthy)
+        neuron.raw["/models"] = b"HTTP/1.1 " + ECHO.encode()
+        assert TOKEN not in await shown(fleet)
+    assert_masked(caplog.text)
+
+
+async def test_token_is_masked_in_an_inference_error_that_is_quoted_after_a_wait() -> None:
+    neuron = FakeNeuron({}, token=TOKEN)
+
+    async def refuse(request: web.Request, body: dict[str, Any]) -> web.Response:
+        return web.json_response({"error": {"message": ECHO}}, status=500)
+
+    neuron.infer = refuse
+    neuron.release.clear()
+    config = Config(polling=FAST, loading=Loading(keepalive=Duration(0.05)))
+    async with (
+        running_fleet(Profile("m"), a=neuron, tokens={"a": TOKEN}, config=config) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
+        body = b'{"model":"m","messages":[],"stream":true}'
+        await client.send(post(body))
+        await until(lambda: bool(fleet.loads("a")))
+        await client.read_until(b"loading")
+        neuron.release.set()
+        assert_masked((await client.read_until(b"\r\n0\r\n\r\n")).decode())
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500, 503])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_token_is_masked_in_an_inference_error_that_is_passed_on(
+    status: int, stream: bool
+) -> None:
+    neuron = FakeNeuron({"m": "loaded"}, token=TOKEN)
+
+    async def refuse(request: web.Request, body: dict[str, Any]) -> web.Response:
+        given = request.headers["Authorization"]
+        return web.json_response(
+            {"error": {"message": f"bad header: {given}", "n": 1}},
+            status=status,
+            headers={"Authorization": given, "Retry-After": "3"},
+        )
+
+    neuron.infer = refuse
+    async with running_fleet(a=neuron, tokens={"a": TOKEN}) as fleet:
+        answer = await fleet.ask(stream=stream)
+        assert answer.status == status
+        assert answer.json == {"error": {"message": "bad header: Bearer ***", "n": 1}}
+        assert answer.headers["Retry-After"] == "3"
+        assert TOKEN not in str(answer.headers)
