@@ -44,20 +44,22 @@ RELOAD_FAILED = Kind("reload_failed", 422)
 HEAD_TOO_LARGE = Kind("head_too_large", 431)
 
 # Where a model could be, and why it is not there. `fleet.routing` checks these in this order.
+# What only an operator can change is a 4xx: SDKs and agents try every 408, 409, 429 and 5xx again,
+# for minutes, and few of them read `x-should-retry`.
 NO_HEALTHY_NODES = Kind("no_healthy_nodes", 503, 5)
 FEASIBLE_NODE_UNHEALTHY = Kind("feasible_node_unhealthy", 503, 3)
 MODEL_UNSERVABLE = Kind("model_unservable", 503, 5)
 MODEL_RECOVERING = Kind("model_recovering", 503, 2)
 MODEL_NOT_FOUND = Kind("model_not_found", 404)
-NO_FEASIBLE_NEURON = Kind("no_feasible_neuron", 503, should_retry=False)
+NO_FEASIBLE_NEURON = Kind("no_feasible_neuron", 422, should_retry=False)
 NO_ROOM = Kind("no_room", 503, 10)
 COLD_LOAD_FAILED = Kind("cold_load_failed", 502)  # Retry-After: what is left of the back-off
 MODEL_LOADING = Kind("model_loading", 503, 10)
 UNLOAD_FAILED = Kind("unload_failed", 502)
 LOAD_QUEUE_FULL = Kind("load_queue_full", 503, 5)
 ENDPOINT_RESOLVE_FAILED = Kind("endpoint_resolve_failed", 502, 2)
-ENDPOINT_REFUSED = Kind("endpoint_refused", 502)
-LOOP_DETECTED = Kind("loop_detected", 508, should_retry=False)
+ENDPOINT_REFUSED = Kind("endpoint_refused", 422, should_retry=False)
+LOOP_DETECTED = Kind("loop_detected", 422, should_retry=False)
 UPSTREAM_FAILED = Kind("upstream_failed", 502, 1)
 UPSTREAM_TIMEOUT = Kind("upstream_timeout", 504, 1)
 UPSTREAM_INTERRUPTED = Kind("upstream_interrupted", 502)  # said at the end of a broken stream

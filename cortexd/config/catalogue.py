@@ -58,6 +58,11 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return PINNED_PRIORITY if self.pinned_on else DEFAULT_PRIORITY
 
     @property
+    def load_name(self) -> str:
+        """What a node is asked to load: `source:id`, or the id alone."""
+        return f"{self.source}:{self.id}" if self.source else self.id
+
+    @property
     def copies(self) -> int:
         """How many to keep resident without being asked."""
         return max(self.replicas or 0, int(self.preload))

@@ -19,7 +19,7 @@ from cortexd.control.entry import Entry, Patience
 from cortexd.control.events import Events
 from cortexd.control.lifecycle import Event, State
 from cortexd.control.line import Line
-from cortexd.control.loader import Loader
+from cortexd.control.loader import Loader, lacks_model
 from cortexd.control.outcomes import Outcomes
 from cortexd.control.poller import Poller
 from cortexd.control.refusals import no_room_in_time, recovering, shutting_down, still_loading
@@ -244,7 +244,10 @@ class LoadTable:
         try:
             await self._loader.bring(entry, placement, lambda node: self._moves(entry, node))
         except NodeError as error:
-            self._fail(entry, str(error))
+            if lacks_model(error):
+                self._be_impossible(entry, error.words)
+            else:
+                self._fail(entry, error.words)
         except Refusal as refusal:
             self._settle(entry)
             self._end(entry, Event.FAULT, refusal)
@@ -269,6 +272,13 @@ class LoadTable:
 
     def _fail(self, entry: Entry, words: str) -> None:
         self._outcomes.failed(entry, words)
+        self._settle(entry, failed=True)
+        if not entry.has_ended:
+            self._end(entry, Event.FAULT)
+
+    def _be_impossible(self, entry: Entry, words: str) -> None:
+        """Its node will not load it, however often it is asked: waiters decide again without it."""
+        self._outcomes.impossible(entry, words)
         self._settle(entry, failed=True)
         if not entry.has_ended:
             self._end(entry, Event.FAULT)

@@ -118,12 +118,16 @@ class Dispatcher:
                         raise _in_vain(query.model, registry.ledger)
                     passes += not for_us
                     cold = cold or not for_us
-                    began = self.now()
+                    began, lacking = self.now(), registry.ledger.count_unloadable(query.model)
                     lease = await self._table.wait(decision, patience)
                     waited += self.now() - began
                     if lease is None:
                         # It was there, and makes room for another one: that is our own doing, too.
-                        passes -= not for_us and query.model in registry.ledger.gates
+                        # A node that turned out to lack the file is not asked again.
+                        passes -= not for_us and (
+                            query.model in registry.ledger.gates
+                            or registry.ledger.count_unloadable(query.model) > lacking
+                        )
                         continue
                 case Serve(replica) | Lazy(replica) if (
                     since is not None or (replica.node, replica.model) in registry.ledger.turns

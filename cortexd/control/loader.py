@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 _ON_ITS_WAY: Final = frozenset({LOADED, LOADING, RELOADING})
 _FULL: Final = 507
+# Statuses of loads that a neuron refuses before the attempt, and the codes that say so.
+_REFUSED_BEFORE: Final = frozenset({404, 422})
+_LACKING: Final = frozenset({"model_not_found", "no_such_quant", "unknown_harness"})
 
 
 class Loader:
@@ -91,6 +94,14 @@ class Loader:
                 raise NodeError(words)
             if info.status != LOADING:
                 return
+
+
+def lacks_model(error: NodeError) -> bool:
+    """Return whether the node can't load the model whenever it is asked: it has no file for it, not
+    in that quant, or not the harness."""
+    if error.code is None:
+        return error.status in _REFUSED_BEFORE
+    return error.code in _LACKING
 
 
 def _is_full(error: NodeError) -> bool:

@@ -16,7 +16,7 @@ from cortexd import errors
 from cortexd.config.current import Current
 from cortexd.control.coldload import LoadTable
 from cortexd.control.lifecycle import State
-from cortexd.control.refusals import load_failed, still_loading
+from cortexd.control.refusals import cannot_load, load_failed, still_loading
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
@@ -64,15 +64,17 @@ class Operator:
     async def load(self, name: str, node: str | None = None) -> Loaded:
         """Have a model resident: on `node`, or where routing would put it.
 
-        The back-off of an earlier failure does not hold for an operator. A load that was begun goes
+        The back-off of an earlier failure does not hold for an operator, nor does what a node that
+        is named was known to lack. A load that was begun goes
         on when the caller is cancelled. Raises Refusal.
         """
         began = now()
         model = self._registry.snapshot.catalogue.resolve(name)
         self._check_node(node)
-        failures = self._registry.ledger.failures
-        for key in [key for key in failures if key[1] == model and node in (None, key[0])]:
-            del failures[key]
+        ledger = self._registry.ledger
+        for book in (ledger.failures, ledger.unloadable):
+            for key in [key for key in book if key[1] == model and node in (None, key[0])]:
+                del book[key]
         try:
             async with asyncio.timeout(self._current.config.loading.timeout):
                 where = await self._bring(model, node)
@@ -148,6 +150,11 @@ class Operator:
             if entry.state is State.READY and node in (None, entry.node):
                 return entry.node or ""
             if entry.state is State.FAILED and entry.is_ours:
+                lacking = registry.ledger.unloadable.get((entry.node or "", model))
+                if lacking is not None:  # routing leaves that node out
+                    if node is not None:
+                        raise cannot_load(model, node, lacking)
+                    continue
                 failed += 1
                 if failed == CANDIDATES or entry.node == node:
                     raise self._failure(model)
@@ -205,11 +212,7 @@ class Operator:
         profile = self._registry.snapshot.catalogue.profiles.get(model)
         if profile is not None:
             if (reason := infeasibility(profile, node)) is not None:
-                raise Refusal(
-                    errors.NO_FEASIBLE_NEURON,
-                    f"The node {node.name} can never hold the model {model!r}: {reason}. Change "
-                    "its profile or name another node.",
-                )
+                raise cannot_load(model, node.name, reason)
             return Placement(node.name, load_request(profile, node.hardware))
         info = node.models.get(model)
         if info is None:

@@ -33,6 +33,7 @@ class Outcomes:
         ledger = self._registry.ledger
         ledger.load_seconds[node, model] = took
         ledger.failures.pop((node, model), None)
+        ledger.unloadable.pop((node, model), None)
         log.info("loaded %r on %s in %.1f s", model, node, took)
         self._metrics.loads.inc(model, node, "ok")
         self._metrics.load_duration.observe((took,), model)
@@ -47,6 +48,22 @@ class Outcomes:
         pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
         failures[node, model] = Failure(words, now() + pause, count)
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
+        self._metrics.loads.inc(model, node, "failed")
+        self._events.tell("load_failed", node=node, model=model, message=words)
+
+    def impossible(self, entry: Entry, words: str) -> None:
+        """Mark the model as one that its node can't load."""
+        model, node = entry.model, entry.node or ""
+        ledger = self._registry.ledger
+        ledger.unloadable[node, model] = words
+        ledger.failures.pop((node, model), None)
+        log.warning(
+            "%s can't load %r: %s; it is not asked again until its files change, it restarts, the "
+            "configuration is reloaded, or an operator loads the model",
+            node,
+            model,
+            words,
+        )
         self._metrics.loads.inc(model, node, "failed")
         self._events.tell("load_failed", node=node, model=model, message=words)
 

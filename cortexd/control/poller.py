@@ -10,7 +10,7 @@ from contextlib import suppress
 from cortexd.config.current import Current
 from cortexd.control.registry import Registry
 from cortexd.daemon.tasks import Tasks
-from cortexd.fleet.observe import Observation, is_restarted
+from cortexd.fleet.observe import Observation, is_described_anew
 from cortexd.metrics import Metrics
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import Discovery, Health, Model
@@ -98,7 +98,7 @@ class Poller:
             known.hardware is None
             or (
                 isinstance(health, Health)
-                and is_restarted(known, health, asyncio.get_running_loop().time())
+                and is_described_anew(known, health, asyncio.get_running_loop().time())
             )
         ):
             # A node that is not described serves what it has; nothing is placed there.

@@ -44,6 +44,15 @@ def load_failed(model: str, failed: Mapping[str, Failure], advice: str) -> Refus
     )
 
 
+def cannot_load(model: str, node: str, reason: str) -> Refusal:
+    """The named node can't load it, now or later."""
+    return Refusal(
+        errors.NO_FEASIBLE_NEURON,
+        f"The node {node} can't load the model {model!r}: {reason}. Change its profile, put its "
+        "file there, or name another node.",
+    )
+
+
 def shutting_down() -> Refusal:
     """Nobody begins to wait any more, and nobody goes on waiting."""
     return Refusal(errors.SHUTTING_DOWN, "The gateway is shutting down; try again in a moment.")

@@ -174,6 +174,7 @@ class Registry:
         self.snapshot = msgspec.structs.replace(after, settled=is_settled)
         self._unhealthy_after = unhealthy_after
         self._forget_profiles(before.catalogue, catalogue)
+        self.ledger.unloadable.clear()  # an operator who reloads may have put files in place
         self.wake()
 
     def is_idle(self, name: str) -> bool:
@@ -296,6 +297,8 @@ class Registry:
             after = msgspec.structs.replace(after, settled=True)
         self.snapshot = after
         self._drop_unloaded(before.nodes[node.name], node)
+        if self.ledger.unloadable:
+            self._recheck_unloadable(before.nodes[node.name], node)
         if (
             after.replicas is not before.replicas
             or after.settled != before.settled
@@ -330,6 +333,7 @@ class Registry:
             ledger.promises,
             ledger.served,
             ledger.spared,
+            ledger.unloadable,
         )
         for book in kept:
             for key in [key for key in book if key[0] == name]:
@@ -348,6 +352,16 @@ class Registry:
             was, now = old.get(footprint.model), new.get(footprint.model)
             if was is not None and (now is None or fingerprint(was) != fingerprint(now)):
                 del ledger.footprints[footprint]
+
+    def _recheck_unloadable(self, before: Node, after: Node) -> None:
+        """Forget what a node could not load once that may have changed."""
+        unloadable, is_other = self.ledger.unloadable, before.epoch != after.epoch
+        if before.files is not after.files or before.models is not after.models or is_other:
+            is_other = is_other or before.files != after.files
+            for key in [key for key in unloadable if key[0] == after.name]:
+                info = after.models.get(key[1])
+                if is_other or (info is not None and info.status == LOADED):
+                    del unloadable[key]
 
     def _drop_unloaded(self, before: Node, after: Node) -> None:
         """What is remembered of a model ends with its stay."""

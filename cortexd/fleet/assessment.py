@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from cortexd.config.catalogue import Profile
+from cortexd.fleet.loadable import has_file, no_file_reason
 from cortexd.fleet.memory import footprint, free, headroom, totals
 from cortexd.fleet.residents import may_displace, residents, stays
 from cortexd.fleet.room import gains, make_room
@@ -24,6 +25,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
     infeasible: why it can never hold it. absent: why it can't be used now. failure: a load that
     failed there a moment ago; it is not tried again before that has passed.
+    has_file: the node says that it has the model's file; False: it does not say.
     free: device → MiB for new loads. share: MiB that the model takes on each of its devices; None:
     unknown.
     devices: the best ones for it, ascending. fits: there is room on them now.
@@ -37,6 +39,7 @@ class Assessment(msgspec.Struct, frozen=True):
     infeasible: str | None = None
     absent: str | None = None
     failure: Failure | None = None
+    has_file: bool = False
     free: Mapping[int, float] = {}
     share: float | None = None
     devices: tuple[int, ...] = ()
@@ -59,7 +62,8 @@ class Assessment(msgspec.Struct, frozen=True):
 
 
 def infeasibility(profile: Profile, node: Node) -> str | None:
-    """Why `node` can never hold the model, in words; None: it can, as far as is known."""
+    """Why the devices of `node` can never hold the model, in words; None: they can, as far as is
+    known."""
     return _infeasibility(profile, node, fitting_devices(profile, node.hardware))
 
 
@@ -118,19 +122,24 @@ def glance(
 ) -> Assessment:
     """The same without a look at who is resident: nobody leaves for it."""
     fitting = fitting_devices(profile, node.hardware)
-    if (reason := _infeasibility(profile, node, fitting)) is not None:
+    reason = _infeasibility(profile, node, fitting) or no_file_reason(profile, node, ledger)
+    if reason is not None:
         return Assessment(node.name, infeasible=reason)
-    if (reason := _absence(node)) is not None:
-        return Assessment(node.name, absent=reason)
+    is_there = has_file(profile, node) is True
+    if (reason := absence(node)) is not None:
+        return Assessment(node.name, absent=reason, has_file=is_there)
+    size = footprint(profile, node, ledger)
+    share = None if size is None else size / profile.min_devices
+    if share is not None and (reason := _shortage(profile, node, fitting, share)) is not None:
+        return Assessment(node.name, infeasible=reason)
     failed = ledger.failures.get((node.name, profile.id))
     left = free(node, snapshot, ledger, besides=profile.id)
     # Those with most memory free are the best set, if any set has room.
     chosen = sorted(fitting, key=left.__getitem__, reverse=True)[: profile.min_devices]
-    size = footprint(profile, node, ledger)
-    share = None if size is None else size / profile.min_devices
     return Assessment(
         node.name,
         failure=failed if failed is not None and failed.until > now else None,
+        has_file=is_there,
         free=left,
         share=share,
         devices=tuple(sorted(chosen)),
@@ -197,8 +206,8 @@ def crowd(
         for model, priority, why in held[:MOST_NAMES]
     ]
     count = len(held)
-    most = sorted(totals(node.hardware).values())[-profile.min_devices] - node.reserve_mb
-    if not held or most < share:
+    if not held:
+        most = sorted(totals(node.hardware).values())[-profile.min_devices] - node.reserve_mb
         reserve = f" besides reserve_mb = {node.reserve_mb:g}" if node.reserve_mb else ""
         ways.append(f"what is not a model's, of {max(0.0, most):.0f} MiB there are{reserve}")
         count += 1
@@ -210,7 +219,21 @@ def crowd(
     )
 
 
-def _absence(node: Node) -> str | None:
+def _shortage(profile: Profile, node: Node, fitting: list[int], share: float) -> str | None:
+    """Why the model would not fit even if nothing else were there; `share`: MiB on each device."""
+    there = totals(node.hardware)
+    most = sorted(there[index] for index in fitting)[-profile.min_devices] - node.reserve_mb
+    if most >= share:
+        return None
+    reserve = f" besides reserve_mb = {node.reserve_mb:g}" if node.reserve_mb else ""
+    return (
+        f"{share:.0f} MiB needed on {_count(profile.min_devices)}, at most {max(0.0, most):.0f} "
+        f"there{reserve}"
+    )
+
+
+def absence(node: Node) -> str | None:
+    """Return why `node` can't be used now; None: it can."""
     if not node.healthy:
         return f"unhealthy ({node.trouble or 'not polled yet'})"
     if node.draining:

@@ -32,8 +32,8 @@ class Verdict(msgspec.Struct, frozen=True):
     status: of the node. model_status: of the model there, if the node knows it.
     score: how busy that copy is, where it could serve; the lowest serves, of about equal ones that
     which has the conversation. suspect: it failed a moment ago, and is asked last.
-    infeasible: why the node can never hold the model. failure: of the last load there;
-    retry_seconds: until it may be tried again.
+    infeasible: why the node can't load the model, however often it is asked.
+    failure: of the last load there; retry_seconds: until it may be tried again.
     free_mb: device → MiB for a new load. needs_mb: what the model takes in all; null: unknown.
     devices: those that it would be loaded on. fits: there is room there now.
     victims: idle models that would be unloaded. blockers: models at work, which it would wait for.
@@ -209,7 +209,7 @@ def _words(
 def _room(seen: Assessment, verdict: Verdict) -> list[str]:
     """What a load would meet there."""
     if seen.infeasible is not None:
-        return [f"can never hold it: {seen.infeasible}"]
+        return [f"can't load it: {seen.infeasible}"]
     if seen.absent is not None:
         return ["its devices are not known yet"] if verdict.status == "up" else []
     said = []

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import msgspec
 
 from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.loadable import files_of
 from cortexd.fleet.snapshot import Node, Told
 from cortexd.wire.neuron import (
     LOADED,
@@ -55,6 +56,15 @@ def is_restarted(node: Node, health: Health, now: float) -> bool:
     return health.uptime_secs < expected - UPTIME_SLACK
 
 
+def is_described_anew(node: Node, health: Health, now: float) -> bool:
+    """Return whether /discovery may say something else than it did: the node restarted, or says
+    that what it could load has changed."""
+    version = health.loadable_version
+    if version and node.hardware is not None and version != node.hardware.loadable_version:
+        return True
+    return is_restarted(node, health, now)
+
+
 def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_after: int) -> Node:
     """The node after a poll. A node is healthy from its first answer, unhealthy after
     `unhealthy_after` failures in a row."""
@@ -69,9 +79,12 @@ def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_a
             unhealthy_since=seen.received if node.healthy and not healthy else node.unhealthy_since,
             trouble=seen.failure,
         )
-    epoch, hardware, health = node.epoch, node.hardware, seen.health or node.health
+    epoch, hardware, files = node.epoch, node.hardware, node.files
+    health = seen.health or node.health
     if seen.health is not None and is_restarted(node, seen.health, seen.received):
-        epoch, hardware = epoch + 1, None
+        epoch, hardware, files = epoch + 1, None, None
+    if seen.discovery is not None and seen.discovery != hardware:
+        hardware, files = seen.discovery, files_of(seen.discovery)
     told = {model: fact for model, fact in node.told.items() if fact.at >= seen.sent}
     models = _listed(seen.models, catalogue)
     _add_activation(models, health)
@@ -85,7 +98,8 @@ def observed(node: Node, seen: Observation, catalogue: Catalogue, *, unhealthy_a
         failures=0,
         trouble=None,
         last_contact=seen.received,
-        hardware=seen.discovery or hardware,
+        hardware=hardware,
+        files=node.files if files == node.files else files,
         health=health,
         health_at=seen.received if seen.health is not None else node.health_at,
         busy=node.busy if seen.health is None else _busy(seen.health, models, catalogue),

@@ -21,9 +21,9 @@ from cortexd.wire.neuron import Discovery, LoadRequest
 
 ROUNDED: Final = 1 - 1e-9  # of what is short: the same sums may be rounded otherwise elsewhere
 
-# how hard it is to have them leave, place in `pinned_on`, how many do, their latest use, less the
-# MiB free, node
-_Loss = tuple[int, int, int, float, float, str]
+# whether it may lack the file, how hard it is to have them leave, place in `pinned_on`, how many
+# do, their latest use, less the MiB free, node
+_Loss = tuple[bool, int, int, int, float, float, str]
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -47,12 +47,14 @@ class NoPlacement(msgspec.Struct, frozen=True):
     failures: nodes that could hold it, where a load failed a moment ago.
     infeasible: the other nodes, each with the reason why it can never hold it.
     crowded: nodes that could hold it, where everything in the way is protected; and how.
+    holders: of those asleep, the ones that said that they have its file.
     """
 
     asleep: dict[str, str]
     failures: dict[str, Failure]
     infeasible: dict[str, str]
     crowded: dict[str, str] = msgspec.field(default_factory=dict)
+    holders: set[str] = msgspec.field(default_factory=set)
 
 
 def load_request(
@@ -67,7 +69,7 @@ def load_request(
     if len(devices) < profile.min_devices:
         devices = list(range(profile.min_devices))
     return LoadRequest(
-        model_id=f"{profile.source}:{profile.id}" if profile.source else profile.id,
+        model_id=profile.load_name,
         harness=profile.harness,
         quant=profile.quant,
         tensor_parallel=profile.min_devices if profile.min_devices > 1 else None,
@@ -86,10 +88,12 @@ def place(
 ) -> Placement | NoPlacement:
     """Choose the node and the devices for a load, and who has to leave first. `now` is monotonic.
 
-    Where there is room comes first: earlier in `pinned_on`, then most memory free, then by name.
-    Only when no node has room: earlier in `pinned_on`, then where the fewest have to leave, those
-    that were used least recently. Who works, or has only just come, is asked last, and after them
-    who went on working when that was tried.
+    Where there is room comes first: earlier in `pinned_on`, then nodes that say that they have its
+    file before those that do not say, then most memory free, then by name.
+    Only when no node has room: again those that say so, then earlier in `pinned_on`, then where the
+    fewest have to leave, those that were used least recently. Who works, or has only just come, is
+    asked last, and after them who went on working when that was tried.
+    A node that is known to lack the file is infeasible: nothing is evicted there.
 
     A node where the load failed lately is passed over until its back-off has ended; nodes in
     `avoid` are never looked at. unasked: no request has asked for this load.
@@ -105,12 +109,18 @@ def place(
             nothing.infeasible[node.name] = seen.infeasible
         elif seen.absent is not None:
             nothing.asleep[node.name] = seen.absent
+            if seen.has_file:
+                nothing.holders.add(node.name)
         elif seen.failure is not None:
             nothing.failures[node.name] = seen.failure
         else:
             (fitting if seen.fits else full).append(seen)
     rank = _rank(profile)
-    best = min(fitting, key=lambda seen: (rank(seen.node), -seen.free_mb, seen.node), default=None)
+    best = min(
+        fitting,
+        key=lambda seen: (rank(seen.node), not seen.has_file, -seen.free_mb, seen.node),
+        default=None,
+    )
     if best is None and snapshot.policy.evicts:
         best = _least_loss(full, profile, snapshot, ledger, now, unasked=unasked)
     if best is None:
@@ -152,7 +162,8 @@ def _least_loss(
         count = len(room.victims) + blockers
         free_mb = -room.free_mb
         reluctance = (blockers > 0) + room.is_stubborn
-        loss = reluctance, rank(seen.node), count, room.last_use, free_mb, seen.node
+        rank_here = rank(seen.node)
+        loss = not seen.has_file, reluctance, rank_here, count, room.last_use, free_mb, seen.node
         if least is None or loss < least:
             best, least = room, loss
     return best
@@ -182,7 +193,8 @@ def _at_least(
         count = math.ceil(max(missing / max(sizes), len(short) / max(widths)))
         if sum(sizes) >= missing and len(some) >= count:
             last_use = sorted(uses)[count - 1]
-            return waits, rank(seen.node), count, last_use, -seen.free_mb, seen.node
+            rank_here = rank(seen.node)
+            return not seen.has_file, waits, rank_here, count, last_use, -seen.free_mb, seen.node
     return None
 
 

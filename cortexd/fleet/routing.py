@@ -8,14 +8,14 @@ own replicas, whatever the size of the fleet.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from cortexd import errors
 from cortexd.errors import Refusal
-from cortexd.fleet.assessment import glance
+from cortexd.fleet.assessment import absence, glance
 from cortexd.fleet.choice import Affinity, choose, no_affinity
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, place
@@ -170,7 +170,7 @@ def refusal(
     nodes = snapshot.nodes
     if not nodes:
         return Refusal(
-            errors.NO_HEALTHY_NODES, "No neurons are configured; add a [[neurons]] table."
+            errors.NO_FEASIBLE_NEURON, "No nodes are configured; add a [[neurons]] table."
         )
     if not snapshot.healthy:
         return Refusal(
@@ -182,17 +182,14 @@ def refusal(
             + ". Start a neuron or check the network; requests are served as soon as one answers.",
         )
     away = dict(nothing.asleep) if nothing else {}
+    holders = set(nothing.holders) if nothing else set()
     for replica in snapshot.replicas.get(model, ()):
         node = nodes[replica.node]
         if not node.is_available:
-            away.setdefault(node.name, "draining" if node.healthy else "unhealthy")
+            holders.add(node.name)
+            away.setdefault(node.name, absence(node) or "draining")
     if away and not stuck and not (nothing and (nothing.failures or nothing.crowded)):
-        return Refusal(
-            errors.FEASIBLE_NODE_UNHEALTHY,
-            f"The model {model!r} is or could be only on nodes that can't be used now: "
-            + _listed(f"{name} ({reason})" for name, reason in away.items())
-            + ". Try again when one of them is back.",
-        )
+        return Refusal(errors.FEASIBLE_NODE_UNHEALTHY, _away(model, away, holders))
     if stuck:
         return Refusal(
             errors.MODEL_UNSERVABLE,
@@ -221,9 +218,20 @@ def refusal(
         )
     return Refusal(
         errors.NO_FEASIBLE_NEURON,
-        f"No node can ever hold the model {model!r}: "
+        f"No node can load the model {model!r}: "
         + _listed(f"{name}: {reason}" for name, reason in nothing.infeasible.items())
-        + ". Change its profile or add a node.",
+        + ". Change its profile, put its file on a node, or add a node.",
+    )
+
+
+def _away(model: str, away: Mapping[str, str], holders: Collection[str]) -> str:
+    """The model needs a node that can't be used now. holders: of these, the ones that have it."""
+    those = {name: reason for name, reason in away.items() if name in holders} or away
+    nodes = _listed(f"{name}, which is {reason}" for name, reason in those.items())
+    if holders:
+        return f"The model {model!r} is only available on {nodes}. Try again when it is back."
+    return (
+        f"The model {model!r} could only be loaded on {nodes}. Try again when one of them is back."
     )
 
 

@@ -11,6 +11,7 @@ is wrong in it is ignored as narrowly as it can be, and the operator is told.
     an id that is empty, over 512 characters, not printable   the entry is dropped
     an id or a device for the second time                     the entry is dropped
     over 1000 models, 64 devices, 64 words in a list          the others are dropped, unloaded first
+    over 4096 models that could be loaded                     the field is absent
     a device below 0, from 64 on, or that is not described    the entry is dropped
     a described device of an impossible size                  the device is dropped
     a number below its least or above its most, NaN           the field is absent
@@ -45,6 +46,7 @@ from cortexd.wire.neuron import (
     FailedActivation,
     Health,
     Limit,
+    Loadable,
     Model,
     ModelLoad,
     Progress,
@@ -55,7 +57,8 @@ from cortexd.wire.neuron import (
 MAX_ID: Final = 512  # characters: a longer model name is refused at the door, so it can't be asked
 MAX_MODELS: Final = 1000  # of one node; each is a series of the metrics and a line of the list
 MAX_DEVICES: Final = 64  # of one node; the largest machines have 16
-MAX_WORDS: Final = 64  # capabilities, harnesses
+MAX_WORDS: Final = 64  # capabilities, harnesses, quants of one model
+MAX_LOADABLE: Final = 4096  # models that a node could load, whose files come to three names each
 MAX_MEMORY: Final = 64 * 1024 * 1024  # MiB, so 64 TiB: far above any host's
 MAX_COUNT: Final = 1_000_000  # requests on one model at a time
 MAX_TOTAL: Final = 2**53  # of what is only ever counted up: exact in everybody's JSON
@@ -103,7 +106,9 @@ _TEXTS: Final[dict[type, tuple[str, ...]]] = {
         "cuda_version",
         "driver_version",
         "cuda_unavailable_reason",
+        "loadable_version",
     ),
+    Health: ("loadable_version",),
     DeviceInfo: ("name", "compute_capability", "kind"),
     Activation: ("state",),
     FailedActivation: ("error",),
@@ -208,9 +213,11 @@ class _Doubts:
                 better[field] = plain(text)
         return msgspec.structs.replace(thing, **better) if better else thing
 
-    def named(self, things: Sequence[S], field: str, path: str) -> Sequence[S]:
+    def named(
+        self, things: Sequence[S], field: str, path: str, most: int = MAX_MODELS
+    ) -> Sequence[S]:
         """Those with an id that can be one, each once."""
-        return self._unique(things, field, path, "id", _is_id, MAX_MODELS)
+        return self._unique(things, field, path, "id", _is_id, most)
 
     def indexed(
         self, things: Sequence[S], path: str, known: Mapping[int, DeviceInfo] | None = None
@@ -268,9 +275,29 @@ def _discovery(said: Discovery, doubts: _Doubts) -> Discovery:
         else:
             doubts.note_at("/discovery: vram_total_mb can't be true", device.index)
     harnesses = said.harnesses and doubts.words(said.harnesses, "/discovery: harnesses", MAX_WORDS)
-    if devices == said.devices and harnesses is said.harnesses:
+    loadable = said.loadable and _loadable(said.loadable, doubts)
+    is_same = harnesses is said.harnesses and loadable is said.loadable
+    if devices == said.devices and is_same:
         return said
-    return msgspec.structs.replace(said, devices=devices, harnesses=harnesses)
+    return msgspec.structs.replace(said, devices=devices, harnesses=harnesses, loadable=loadable)
+
+
+def _loadable(said: list[Loadable], doubts: _Doubts) -> list[Loadable] | None:
+    """What the node could load. A list that is too long is none: what is missing from a cut one
+    would be taken for a file that is not there."""
+    path = "/discovery: loadable"
+    if len(said) > MAX_LOADABLE:
+        doubts.note(f"{path} has over {MAX_LOADABLE} entries, and is ignored")
+        return None
+    kept = doubts.named(said, "id", path, MAX_LOADABLE)
+    better = [
+        model
+        if model.quants is None or len(model.quants) <= MAX_WORDS
+        else msgspec.structs.replace(model, quants=None)  # any, rather than some of them
+        for model in kept
+    ]
+    is_same = kept is said and all(a is b for a, b in zip(better, said, strict=True))
+    return said if is_same else better
 
 
 def _health(said: Health, sizes: Mapping[int, DeviceInfo], doubts: _Doubts) -> Health:

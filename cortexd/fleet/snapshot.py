@@ -68,6 +68,9 @@ class Policy(msgspec.Struct, frozen=True):
 
 DEFAULT_POLICY: Final = Policy()
 
+# Id of a model that a node has files of → their quants in upper case ("": none named); None: any.
+Files = Mapping[str, frozenset[str] | None]
+
 
 class Node(msgspec.Struct, frozen=True):
     """One GPU host.
@@ -83,6 +86,7 @@ class Node(msgspec.Struct, frozen=True):
         was.
     nonsense: what it reports and is not believed, by the complaint in words.
     listed_before: models that it listed before the gateway started, by the state file.
+    files: what it could load, by its last word; None: it has not said.
     """
 
     name: str
@@ -106,6 +110,7 @@ class Node(msgspec.Struct, frozen=True):
     busy: Mapping[str, int] = {}
     nonsense: Mapping[str, Nonsense] = {}
     listed_before: Collection[str] = ()
+    files: Files | None = None
 
     @property
     def is_available(self) -> bool:
@@ -197,6 +202,7 @@ class Ledger:
     served: when it first answered since it is resident; answered: when it last finished an answer,
     to within a second; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
+    unloadable: why a node can't load the model, in its words, until its files or it is another one.
     """
 
     in_flight: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -214,6 +220,7 @@ class Ledger:
     served: dict[tuple[str, str], float] = field(default_factory=dict)
     answered: dict[tuple[str, str], float] = field(default_factory=dict)
     load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
+    unloadable: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def is_gated(self, node: str, model: str) -> bool:
         """Whether nothing new is sent there, since it is on its way out."""
@@ -222,6 +229,10 @@ class Ledger:
     def failed(self, model: str) -> dict[str, Failure]:
         """Node → how the last load of that model failed there."""
         return {node: failure for (node, of), failure in self.failures.items() if of == model}
+
+    def count_unloadable(self, model: str) -> int:
+        """Return on how many nodes that model can't be loaded, by their own word."""
+        return sum(of == model for _, of in self.unloadable)
 
 
 def with_node(snapshot: Snapshot, node: Node) -> Snapshot:

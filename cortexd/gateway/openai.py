@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from cortexd.fleet.assessment import infeasibility
+from cortexd.fleet.loadable import no_file_reason
 from cortexd.fleet.routing import listed_before, unknown_model
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
 from cortexd.wire.neuron import (
@@ -73,6 +74,7 @@ class ModelBook:
                 if profile is not None
                 and node.hardware is not None
                 and infeasibility(profile, node) is None
+                and no_file_reason(profile, node, ledger) is None
             ),
             capabilities=_known(
                 (list(profile.capabilities) if profile else None) or _first(infos, "capabilities")

@@ -15,7 +15,6 @@ from cortexd.wire import anthropic, openai, sse
 Dialect = Literal["openai", "anthropic"]
 
 _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -41,20 +40,18 @@ def envelope(refusal: Refusal, dialect: Dialect, request_id: str) -> bytes:
     """The JSON body that says it."""
     status = refusal.kind.status
     if dialect == "anthropic":
-        kind = _ANTHROPIC_TYPES.get(status, "api_error")
+        kind = _ANTHROPIC_TYPES.get(status, _type_of(status))
         return msgspec.json.encode(
             anthropic.ErrorEnvelope(anthropic.Error(kind, refusal.message), request_id)
         )
-    kind = (
-        "rate_limit_error"
-        if status == 429
-        else "invalid_request_error"
-        if status < 500
-        else "api_error"
-    )
+    kind = "rate_limit_error" if status == 429 else _type_of(status)
     return msgspec.json.encode(
         openai.ErrorEnvelope(openai.Error(refusal.message, kind, refusal.param, refusal.kind.code))
     )
+
+
+def _type_of(status: int) -> str:
+    return "invalid_request_error" if status < 500 else "api_error"
 
 
 def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:

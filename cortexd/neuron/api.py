@@ -19,6 +19,7 @@ from aiohttp import web
 from cortexd import errors
 from cortexd.errors import Kind, Refusal
 from cortexd.neuron.devices import Devices
+from cortexd.neuron.filelist import FileList
 from cortexd.neuron.refusals import UNAUTHORIZED
 from cortexd.neuron.residency import Residency
 from cortexd.proxy.answer import UpstreamFault
@@ -57,9 +58,15 @@ class Api:
     """The management calls and the relayed inference. `token`: what every caller must send."""
 
     def __init__(
-        self, residency: Residency, devices: Devices, exchange: Exchange, token: str | None = None
+        self,
+        residency: Residency,
+        devices: Devices,
+        exchange: Exchange,
+        files: FileList,
+        token: str | None = None,
     ) -> None:
         self._residency = residency
+        self._files = files
         self._devices = devices
         self._exchange = exchange
         self._token = token
@@ -117,7 +124,13 @@ class Api:
             raise Refusal(UNAUTHORIZED, "This neuron wants a token; send it as a bearer token.")
 
     async def _discovery(self, request: web.BaseRequest) -> web.Response:
-        return _json(self._devices.discovery)
+        await self._files.refresh()
+        files = self._files
+        return _json(
+            msgspec.structs.replace(
+                self._devices.discovery, loadable=files.entries, loadable_version=files.version
+            )
+        )
 
     async def _health(self, request: web.BaseRequest) -> web.Response:
         return _json(
@@ -126,6 +139,7 @@ class Api:
                 devices=self._devices.gauges(self._residency.used_mb),
                 activation=wire.Activation("ready", pending=[], completed=[], failed=[]),
                 models=self._residency.loads(),
+                loadable_version=self._files.version,
             )
         )
 

@@ -16,6 +16,7 @@ from cortexd.config.secrets import SecretError, read_secret
 from cortexd.daemon.resolver import Resolver
 from cortexd.neuron.api import MAX_BODY, Api
 from cortexd.neuron.devices import Devices
+from cortexd.neuron.filelist import FileList
 from cortexd.neuron.harness import Harness
 from cortexd.neuron.harnesses.llamacpp import LlamaCpp
 from cortexd.neuron.residency import Residency
@@ -75,16 +76,19 @@ class Neuron:
         await self._devices.survey()
         if self._devices.unavailable is not None:
             log.warning("nothing can load here: %s", self._devices.unavailable)
+        directories = [located(self._base, each) for each in config.paths.models]
         self._residency = Residency(
             config.models,
             harnesses,
             self._devices,
-            directories=[located(self._base, each) for each in config.paths.models],
+            directories=directories,
             load_timeout=config.neuron.load_timeout,
         )
+        self._files = FileList(directories, [model.id for model in config.models])
+        await self._files.start()
         self._resolver = Resolver()
         self._exchange = Exchange(self._resolver)
-        api = Api(self._residency, self._devices, self._exchange, token)
+        api = Api(self._residency, self._devices, self._exchange, self._files, token)
         try:
             server = DoorServer(
                 api.handle, api.refuse, max_body=MAX_BODY, max_connections=connection_cap()
@@ -106,6 +110,7 @@ class Neuron:
         """Stop accepting, let running requests end for a few seconds, end every engine."""
         if self._listener is not None:
             await self._listener.stop()
+        await self._files.close()
         await self._residency.close()
         if self._listener is not None:
             await self._listener.close()

@@ -6,6 +6,7 @@ operator's symlinks included, is the operator's word.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ _SUFFIX: Final = ".gguf"
 _QUANT: Final = r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|BF16|FP?\d+)"
 _ENDING: Final = re.compile(rf"(?:^|[-.])({_QUANT})$", re.IGNORECASE)
 _PART: Final = re.compile(r"-(\d{5})-of-\d{5}$")
+_PROJECTOR: Final = "mmproj"
+MAX_ENTRIES: Final = 50_000  # files and folders that are looked through for what could be loaded
 
 
 def find(directories: Sequence[Path], name: str, quant: str | None = None) -> tuple[str, Path]:
@@ -44,6 +47,58 @@ def find(directories: Sequence[Path], name: str, quant: str | None = None) -> tu
     raise Refusal(NO_SUCH_QUANT, f"For {model_id!r} {wanted}; there is {there}.")
 
 
+def loadable(directories: Sequence[Path]) -> dict[str, set[str]] | None:
+    """Every id that `find` has a file for, with the quants of its files in upper case ("" for a
+    name without one). None: there is more below these directories than is looked through."""
+    found: dict[str, set[str]] = {}
+    left = MAX_ENTRIES
+    for directory in directories:
+        seen: set[tuple[int, int]] = set()  # a symlink may lead back up
+        folders: list[tuple[str, ...]] = [()]
+        while folders:
+            parts = folders.pop()
+            folder = directory.joinpath(*parts)
+            below, names = _look_into(folder, seen)
+            left -= len(below) + len(names) + 1
+            if left < 0:
+                return None
+            folders += [(*parts, name) for name in below]
+            for stem in (stem for stem, _ in _models_among(names, folder)):
+                _note_names(found, parts, stem)
+    return found
+
+
+def _look_into(folder: Path, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files in a folder, unless it was looked into before."""
+    below: list[str] = []
+    names: list[str] = []
+    try:
+        here = folder.stat()
+        if (here.st_dev, here.st_ino) in seen:
+            return [], []
+        seen.add((here.st_dev, here.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                (below if entry.is_dir() else names).append(entry.name)
+    except OSError:
+        return [], []
+    return below, names
+
+
+def _note_names(found: dict[str, set[str]], parts: tuple[str, ...], stem: str) -> None:
+    """Add every id that a file of that stem, in the folder of those parts, is loaded by."""
+    if stem.startswith(_PROJECTOR):
+        return
+    found.setdefault("/".join((*parts, stem)), set()).add("")
+    for at in (match.start() for match in re.finditer(r"[-.]", stem)):
+        if at and re.fullmatch(_QUANT, stem[at + 1 :], re.IGNORECASE):
+            found.setdefault("/".join((*parts, stem[:at])), set()).add(stem[at + 1 :].upper())
+    if parts:
+        ending = _ENDING.search(stem)
+        quant = ending[1].upper() if ending else ""
+        found.setdefault("/".join(parts), set()).add(quant)
+
+
 def _by_quant(directories: Sequence[Path], parts: list[str]) -> dict[str, Path]:
     """The files named like an id, by quant in upper case; "" for a name without one."""
     found: dict[str, Path] = {}
@@ -56,7 +111,7 @@ def _by_quant(directories: Sequence[Path], parts: list[str]) -> dict[str, Path]:
             if stem.startswith(parts[-1]) and (named := name.fullmatch(stem)):
                 found.setdefault((named[1] or "").upper(), path)
         for stem, path in _files(folder):
-            if not stem.startswith("mmproj"):  # a projector is no model of its own
+            if not stem.startswith(_PROJECTOR):  # a projector is no model of its own
                 ending = _ENDING.search(stem)
                 found.setdefault(ending[1].upper() if ending else "", path)
     return found
@@ -68,6 +123,10 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
         names = sorted(path.name for path in folder.iterdir())
     except (OSError, ValueError):  # ValueError: a name that no file system could hold
         return []
+    return _models_among(names, folder)
+
+
+def _models_among(names: list[str], folder: Path) -> list[tuple[str, Path]]:
     files = []
     for name in names:
         if name.endswith(_SUFFIX):

@@ -33,12 +33,16 @@ class NodeError(Exception):
 
     status: the HTTP status of its answer; None: there was no usable answer.
     code: the machine-readable code in its answer, when it gave one.
+    words: what the neuron itself said, without a full stop at its end, else the message.
     """
 
-    def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, status: int | None = None, code: str | None = None, words: str = ""
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.words = words.rstrip(". ") or message
 
 
 class NeuronClient:
@@ -130,7 +134,7 @@ class NeuronClient:
         words, code = wire.fault_text(content)
         if answer.status == 401:
             words = "the neuron wants another token; check token_file"
-        raise NodeError(f"{path}: {answer.status} {words}".rstrip(), answer.status, code)
+        raise NodeError(f"{path}: {answer.status} {words}".rstrip(), answer.status, code, words)
 
 
 def outward_socket(

@@ -53,8 +53,23 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     kind: str | None = None  # "cpu" for a host without a GPU; absent means a GPU
 
 
+class Loadable(msgspec.Struct, frozen=True):
+    """A model that a node could load, by an id that POST /models/load takes.
+
+    quants: in upper case, as the file names spell them, "" for a file that names none; absent: the
+    load may name any.
+    """
+
+    id: str
+    quants: list[str] | None = None
+
+
 class Discovery(msgspec.Struct, frozen=True):
-    """GET /discovery. A `cuda_unavailable_reason` says why nothing can load on that host."""
+    """GET /discovery. A `cuda_unavailable_reason` says why nothing can load on that host.
+
+    loadable: every model that the node could load; absent: it does not say. loadable_version:
+    another text whenever `loadable` has changed; /health repeats it.
+    """
 
     devices: list[DeviceInfo]
     hostname: str | None = None
@@ -65,6 +80,8 @@ class Discovery(msgspec.Struct, frozen=True):
     harnesses: list[str] | None = None
     cuda_unavailable_reason: str | None = None
     max_prompt_tokens: int | None = None
+    loadable: list[Loadable] | None = None
+    loadable_version: str | None = None
 
 
 class DeviceHealth(msgspec.Struct, frozen=True):
@@ -109,12 +126,13 @@ class ModelLoad(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """GET /health."""
+    """GET /health. A `loadable_version` other than that of /discovery: ask /discovery again."""
 
     uptime_secs: Number | None = None
     devices: list[DeviceHealth] | None = None
     activation: Activation | None = None
     models: list[ModelLoad] | None = None
+    loadable_version: str | None = None
 
 
 class Servable(msgspec.Struct, frozen=True):

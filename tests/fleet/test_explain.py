@@ -159,7 +159,7 @@ def test_a_node_that_is_not_described_yet_says_so() -> None:
 def test_a_node_that_can_never_hold_it_says_why() -> None:
     one = verdict(node("a", gpus=(8000,)), models=(LARGE,))
     assert one.infeasible is not None
-    assert one.words.startswith("can never hold it: 1 device of 18000 MiB or more needed")
+    assert one.words.startswith("can't load it: 1 device of 18000 MiB or more needed")
 
 
 def test_a_node_with_room_says_how_much_and_where() -> None:

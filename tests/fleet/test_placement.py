@@ -22,7 +22,7 @@ from cortexd.fleet.snapshot import (
     Promise,
     Snapshot,
 )
-from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Model
+from cortexd.wire.neuron import DeviceHealth, DeviceInfo, Discovery, Loadable, Model
 from tests.fleet.fleet import fleet, full, hardware, held, node
 from tests.fleet.test_memory import AMOUNTS, GAUGES, INDICES, MODELS, PROMISES
 
@@ -56,6 +56,42 @@ def test_pinned_nodes_come_in_their_order_then_by_name() -> None:
     assert chosen(Profile("m", pinned_on=("c", "b"))) == "c"
     assert chosen(Profile("m", pinned_on=("c", "b")), "c") == "b"
     assert chosen(Profile("m", pinned_on=("c", "b")), "c", "b") is None
+
+
+# Which nodes have its file.
+
+HAS = hardware(24000, loadable=[Loadable("m", [""])])
+LACKS = hardware(24000, loadable=[Loadable("x", [""])])
+
+
+def test_nothing_is_evicted_on_a_node_that_lacks_the_file() -> None:
+    nothing = refused(fleet(full("a", "x", discovery=LACKS)))
+    assert nothing.infeasible == {"a": "has no file for 'm'"}
+    nothing = refused(fleet(full("a", "x"), node("b", up=False, discovery=HAS)), ledger=UNLOADABLE)
+    assert nothing.infeasible == {"a": "No file for 'm'"}
+    assert nothing.asleep == {"b": "unhealthy (connection refused)"}
+    assert nothing.holders == {"b"}
+
+
+UNLOADABLE = Ledger(unloadable={("a", "m"): "No file for 'm'"})
+
+
+def test_a_node_that_has_the_file_is_preferred_to_one_that_does_not_say() -> None:
+    has = node("b", free=(10000,), discovery=HAS)
+    assert placed(fleet(node("a"), has)).node == "b"
+    assert placed(fleet(node("a", discovery=LACKS), has)).node == "b"
+    # An operator's order comes first, and room that is there before room that has to be made.
+    assert placed(fleet(node("a"), has), Profile("m", vram_mb=9000, pinned_on=("a", "b"))).node == (
+        "a"
+    )
+    assert placed(fleet(node("a"), full("b", "x", discovery=HAS))).node == "a"
+
+
+def test_room_is_made_where_the_file_is_before_where_it_may_not_be() -> None:
+    ledger = Ledger(last_access={("b", "x"): NOW - 1, ("b", "y"): NOW - 1})
+    has = full("b", "x", "y", discovery=HAS)
+    assert placed(fleet(full("a", "z"), has), ledger=ledger).node == "b"
+    assert placed(fleet(full("a", "z"), has, full("c", "v")), ledger=ledger).node == "b"
 
 
 # Where there is room.

@@ -8,8 +8,8 @@ from cortexd import errors
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.routing import Decision, Lazy, Load, Query, Refuse, Serve, Wait, decide
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Promise, Snapshot
-from cortexd.wire.neuron import Activation, Model
-from tests.fleet.fleet import BROKEN, fleet, held, node
+from cortexd.wire.neuron import Activation, Loadable, Model
+from tests.fleet.fleet import BROKEN, fleet, full, hardware, held, node
 
 M = Profile("m")
 BIG = Profile("m", vram_mb=9000)
@@ -143,7 +143,7 @@ def test_the_order_of_routing(snapshot: Snapshot, expected: tuple[str, str | Non
 @pytest.mark.parametrize(
     ("snapshot", "kind", "words"),
     [
-        pytest.param(fleet(), errors.NO_HEALTHY_NODES, "[[neurons]]", id="no nodes at all"),
+        pytest.param(fleet(), errors.NO_FEASIBLE_NEURON, "[[neurons]]", id="no nodes at all"),
         pytest.param(
             fleet(node("a", up=False), models=(M,)),
             errors.NO_HEALTHY_NODES,
@@ -159,25 +159,25 @@ def test_the_order_of_routing(snapshot: Snapshot, expected: tuple[str, str | Non
         pytest.param(
             fleet(node("a", {"m": "loaded"}, up=False), node("b")),
             errors.FEASIBLE_NODE_UNHEALTHY,
-            "a (unhealthy)",
+            "'m' is only available on a, which is unhealthy (connection refused). Try",
             id="known only to a node that is down",
         ),
         pytest.param(
             fleet(node("a"), node("b", up=False), models=(Profile("m", pinned_on=("b",)),)),
             errors.FEASIBLE_NODE_UNHEALTHY,
-            "b (unhealthy (connection refused))",
+            "'m' could only be loaded on b, which is unhealthy (connection refused). Try",
             id="could be only on a node that is down",
         ),
         pytest.param(
             fleet(node("a", draining=True), node("b", gpus=()), models=(M,)),
             errors.FEASIBLE_NODE_UNHEALTHY,
-            "a (draining)",
+            "a, which is draining",
             id="could be only on a node that drains",
         ),
         pytest.param(
             fleet(node("a", gpus=None), models=(M,)),
             errors.FEASIBLE_NODE_UNHEALTHY,
-            "a (not described yet)",
+            "a, which is not described yet",
             id="could be on a node that is not described",
         ),
         pytest.param(
@@ -216,6 +216,36 @@ def test_the_refusals(snapshot: Snapshot, kind: errors.Kind, words: str) -> None
     assert decision.refusal.kind is kind
     assert words in decision.refusal.message
     assert decision.refusal.retry_after == kind.retry_after
+
+
+def test_a_refusal_names_the_down_node_that_has_the_file() -> None:
+    has, lacks = (hardware(24000, loadable=[Loadable(model, [""])]) for model in ("m", "x"))
+    away = node("a", up=False, discovery=has)
+    other = node("c", up=False)
+    decision = asked(fleet(away, full("b", "x", discovery=lacks), other, models=(BIG,)))
+    assert isinstance(decision, Refuse)
+    assert decision.refusal.kind is errors.FEASIBLE_NODE_UNHEALTHY
+    assert decision.refusal.message == (
+        "The model 'm' is only available on a, which is unhealthy (connection refused). Try again "
+        "when it is back."
+    )
+
+
+def test_a_model_without_a_file_anywhere_is_refused_for_good() -> None:
+    lacks = hardware(24000, loadable=[Loadable("x", [""])])
+    decision = asked(fleet(full("a", "x", discovery=lacks), node("b", gpus=()), models=(BIG,)))
+    assert isinstance(decision, Refuse)
+    assert decision.refusal.kind is errors.NO_FEASIBLE_NEURON
+    assert "a: has no file for 'm'; b: 1 device" in decision.refusal.message
+
+
+def test_a_model_that_reserve_mb_leaves_no_memory_for_is_refused_for_good() -> None:
+    decision = asked(fleet(node("a", gpus=(10000,), reserve_mb=2000), models=(BIG,)))
+    assert isinstance(decision, Refuse)
+    assert decision.refusal.kind is errors.NO_FEASIBLE_NEURON
+    assert "a: 9000 MiB needed on 1 device, at most 8000 there besides reserve_mb = 2000" in (
+        decision.refusal.message
+    )
 
 
 def test_a_failed_load_is_refused_with_the_nodes_words_until_its_back_off_ends() -> None:

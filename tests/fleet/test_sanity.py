@@ -9,6 +9,7 @@ from cortexd.fleet.observe import Observation
 from cortexd.fleet.sanity import (
     MAX_DEVICES,
     MAX_ID,
+    MAX_LOADABLE,
     MAX_MEMORY,
     MAX_MODELS,
     STANDS_FOR,
@@ -27,6 +28,7 @@ from cortexd.wire.neuron import (
     FailedActivation,
     Health,
     Limit,
+    Loadable,
     Model,
     ModelLoad,
     Progress,
@@ -399,3 +401,23 @@ def told(complaints: dict[str, str]) -> str:
 
 def test_an_id_may_be_as_long_as_what_can_be_asked_for() -> None:
     assert MAX_ID == MAX_MODEL_NAME
+
+
+def test_a_list_of_loadable_models_that_is_too_long_is_no_list() -> None:
+    many = [Loadable(f"m{number}") for number in range(MAX_LOADABLE + 1)]
+    better, complaints = sane(seen(discovery=hardware(8, loadable=many)), None)
+    assert better.discovery is not None
+    assert better.discovery.loadable is None
+    assert complaints == {
+        f"/discovery: loadable has over {MAX_LOADABLE} entries, and is ignored": ""
+    }
+    fine = seen(discovery=hardware(8, loadable=many[1:]))
+    assert sane(fine, None) == (fine, {})
+
+
+def test_loadable_models_that_nobody_could_ask_for_are_dropped() -> None:
+    said = [Loadable("m", ["Q4_0"]), Loadable(""), Loadable("m"), Loadable("x", ["q"] * 100)]
+    better, complaints = sane(seen(discovery=hardware(8, loadable=said)), None)
+    assert better.discovery is not None
+    assert better.discovery.loadable == [Loadable("m", ["Q4_0"]), Loadable("x")]
+    assert len(complaints) == 2

@@ -198,7 +198,7 @@ async def test_the_node_that_is_named_is_where_it_goes() -> None:
 async def test_a_node_that_can_never_hold_it_says_why() -> None:
     async with running_fleet(Profile("m", vram_mb=99_000), a=FakeNeuron(), b=FakeNeuron()) as fleet:
         answer = await post(fleet, "/api/models/m/load", {"node": "b"})
-        assert (answer.status, answer.json["error"]["code"]) == (503, "no_feasible_neuron")
+        assert (answer.status, answer.json["error"]["code"]) == (422, "no_feasible_neuron")
         assert "1 device of 99000 MiB or more needed" in answer.json["error"]["message"]
         assert fleet.loads("b") == []
 
@@ -379,7 +379,7 @@ async def test_a_drained_node_finishes_what_runs_and_gets_nothing_new(tmp_path: 
         assert answer.json == {"node": "a", "draining": True, "in_flight": 1}
         refused = await fleet.ask()
         assert refused.headers["x-cortex-code"] == "feasible_node_unhealthy"
-        assert "a (draining)" in refused.json["error"]["message"]
+        assert "a, which is draining" in refused.json["error"]["message"]
         answering.set()
         assert (await asking).status == 200
         answer = await post(fleet, "/api/nodes/a/undrain")

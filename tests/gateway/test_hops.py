@@ -29,7 +29,7 @@ async def test_endpoint_that_is_the_gateways_own_listener_is_refused(host: str) 
         port = fleet.gateway.address[1]
         neuron.endpoint_answer = lambda _: naming(f"http://{host}:{port}")
         answer = await fleet.ask()
-        assert (answer.status, answer.headers["x-cortex-code"]) == (502, "endpoint_refused")
+        assert (answer.status, answer.headers["x-cortex-code"]) == (422, "endpoint_refused")
         message = answer.json["error"]["message"]
         assert "leads back to this gateway" in message
         assert "[[neurons]] endpoint" in message
@@ -99,13 +99,13 @@ async def test_loop_through_a_port_mapping_ends_after_a_few_hops() -> None:
     ):
         neuron.endpoint_answer = lambda _: naming(mapping.url)
         answer = await fleet.ask()
-        assert answer.status == 508
+        assert answer.status == 422
         assert answer.json["error"]["code"] == "loop_detected"
         assert answer.headers["x-should-retry"] == "false"
         assert "endpoint of a node leads back" in answer.json["error"]["message"]
         assert mapping.connections == MAX_HOPS + 1
         answer = await fleet.ask(path="/v1/messages")
-        assert (answer.status, answer.json["error"]["type"]) == (508, "api_error")
+        assert (answer.status, answer.json["error"]["type"]) == (422, "invalid_request_error")
 
 
 async def test_number_of_hops_goes_to_the_node_and_is_one_more() -> None:
@@ -131,4 +131,4 @@ def test_hops_are_a_plain_number(value: str | None, hops: int) -> None:
 def test_too_many_hops_are_a_refusal(value: str) -> None:
     with pytest.raises(Refusal) as refused:
         count_hops(value)
-    assert refused.value.kind.status == 508
+    assert refused.value.kind.status == 422

@@ -51,6 +51,7 @@ async def refused(fleet: Fleet, code: str, status: int, retry_after: str | None)
     assert theirs.json["type"] == "error"
     assert theirs.json["error"]["type"] == {
         404: "not_found_error",
+        422: "invalid_request_error",
         503: "overloaded_error",
     }.get(status, "api_error")
     assert not fleet.gateway.registry.ledger.in_flight
@@ -59,7 +60,7 @@ async def refused(fleet: Fleet, code: str, status: int, retry_after: str | None)
 
 async def test_no_nodes_at_all() -> None:
     async with running_fleet(Profile("m")) as fleet:
-        message = await refused(fleet, "no_healthy_nodes", 503, "5")
+        message = await refused(fleet, "no_feasible_neuron", 422, None)
         assert "[[neurons]]" in message
 
 
@@ -74,7 +75,9 @@ async def test_feasible_node_unhealthy() -> None:
     away = FakeNeuron()
     away.unreachable = True
     async with running_fleet(Profile("m", pinned_on=("b",)), a=FakeNeuron(), b=away) as fleet:
-        assert "b (unhealthy" in await refused(fleet, "feasible_node_unhealthy", 503, "3")
+        assert "b, which is unhealthy (" in await refused(
+            fleet, "feasible_node_unhealthy", 503, "3"
+        )
 
 
 async def test_model_unservable_carries_the_nodes_reason() -> None:
@@ -96,7 +99,7 @@ async def test_model_not_found() -> None:
 
 async def test_no_feasible_neuron_is_not_worth_retrying() -> None:
     async with running_fleet(Profile("m", min_devices=4), a=FakeNeuron()) as fleet:
-        message = await refused(fleet, "no_feasible_neuron", 503, None)
+        message = await refused(fleet, "no_feasible_neuron", 422, None)
         assert "a: 4 devices of 0 MiB or more needed, it has 1 device of 24000 MiB" in message
         assert (await fleet.ask()).headers["x-should-retry"] == "false"
 
@@ -111,7 +114,7 @@ async def test_cold_load_failed_carries_the_nodes_words_and_what_is_left_of_the_
     async with running_fleet(Profile("m"), a=neuron) as fleet:
         first = await fleet.ask()
         assert_refused(first, "cold_load_failed", 502, kind="api_error", retry_after="15")
-        assert "a says /models/load: 500 file is truncated" in first.json["error"]["message"]
+        assert "a says file is truncated. It" in first.json["error"]["message"]
         again = await fleet.ask(path="/v1/messages")
         assert again.status == 502
         assert again.json["error"]["type"] == "api_error"
@@ -152,7 +155,7 @@ async def test_endpoint_refused_prints_the_line_that_would_allow_it() -> None:
     neuron = FakeNeuron({"m": "loaded"})
     neuron.endpoint_answer = lambda _: web.json_response({"url": "http://169.254.169.254/"})
     async with running_fleet(a=neuron) as fleet:
-        message = await refused(fleet, "endpoint_refused", 502, None)
+        message = await refused(fleet, "endpoint_refused", 422, None)
         assert '[security] allowed_inference_hosts = ["169.254.169.254"]' in message
 
 
@@ -204,6 +207,26 @@ def test_every_kind_has_an_envelope_in_both_dialects(kind: errors.Kind) -> None:
     assert response.headers.get("Retry-After") == (kind.retry_after and str(kind.retry_after))
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_refusal_that_a_retry_can_not_help_has_a_status_that_clients_do_not_retry(
+    kind: errors.Kind,
+) -> None:
+    # What the OpenAI and Anthropic SDKs and the agents built on them try again.
+    is_retried = kind.status in {408, 409, 429} or kind.status >= 500
+    if not kind.should_retry:
+        assert not is_retried
+        assert kind.retry_after is None
+        assert answer(Refusal(kind, "Words."), "openai", "r").headers["x-should-retry"] == "false"
+        assert status_of(Refusal(kind, "Words."), "anthropic") == kind.status
+    if kind.retry_after is not None:
+        assert is_retried
+
+
+def test_what_only_an_operator_can_change_is_not_retried() -> None:
+    assert not errors.NO_FEASIBLE_NEURON.should_retry
+    assert not errors.ENDPOINT_REFUSED.should_retry
+
+
 @pytest.mark.parametrize(
     ("status", "openai", "anthropic"),
     [
@@ -211,8 +234,9 @@ def test_every_kind_has_an_envelope_in_both_dialects(kind: errors.Kind) -> None:
         (401, "invalid_request_error", "authentication_error"),
         (403, "invalid_request_error", "permission_error"),
         (404, "invalid_request_error", "not_found_error"),
-        (405, "invalid_request_error", "api_error"),
+        (405, "invalid_request_error", "invalid_request_error"),
         (413, "invalid_request_error", "request_too_large"),
+        (422, "invalid_request_error", "invalid_request_error"),
         (429, "rate_limit_error", "rate_limit_error"),
         (500, "api_error", "api_error"),
         (502, "api_error", "api_error"),

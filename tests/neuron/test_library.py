@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -116,3 +117,54 @@ def test_a_symlink_in_the_directory_is_the_operators_word(tmp_path: Path) -> Non
     tree(tmp_path, "elsewhere/big.gguf", "models/x")
     (tmp_path / "models/m.gguf").symlink_to(tmp_path / "elsewhere/big.gguf")
     assert library.find([tmp_path / "models"], "m")[1] == tmp_path / "models/m.gguf"
+
+
+NAMES = st.sampled_from(
+    [
+        "m.gguf",
+        "m-Q4_0.gguf",
+        "m-UD-Q4_K_XL.gguf",
+        "m.bf16.gguf",
+        "m-8B.gguf",
+        "org/m-Q8_0-00001-of-00002.gguf",
+        "org/m-Q8_0-00002-of-00002.gguf",
+        "org/m/w-Q4_0.gguf",
+        "org/m/mmproj-F16.gguf",
+        "org/m/w.gguf",
+        "m/w-Q4_0.gguf",
+        "-Q4_0.gguf",
+        "readme.md",
+    ]
+)
+
+
+@given(st.sets(NAMES, min_size=1))
+def test_what_is_listed_as_loadable_is_what_is_found(there: set[str]) -> None:
+    with TemporaryDirectory() as root:
+        tree(Path(root), *there)
+        listed = library.loadable([Path(root) / "none", Path(root)])
+        assert listed is not None
+        for name, quants in listed.items():
+            for quant in quants - {""}:
+                assert library.find([Path(root)], name, quant)[0] == name
+            if "" in quants or len(quants) == 1:
+                assert library.find([Path(root)], name)[0] == name
+        for name in {"m", "m-8B", "m-UD", "org/m", "org", "m-Q4_0", "x"} - listed.keys():
+            with pytest.raises(Refusal):
+                library.find([Path(root)], name)
+
+
+def test_a_symlink_that_leads_back_up_is_looked_into_once(tmp_path: Path) -> None:
+    tree(tmp_path, "org/m.gguf")
+    (tmp_path / "org/up").symlink_to(tmp_path)
+    listed = library.loadable([tmp_path])
+    assert listed is not None
+    assert set(listed) == {"org/m", "org"}
+
+
+def test_more_files_than_are_looked_through_are_no_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path, *(f"{number}.gguf" for number in range(20)))
+    monkeypatch.setattr(library, "MAX_ENTRIES", 10)
+    assert library.loadable([tmp_path]) is None

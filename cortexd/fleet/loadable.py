@@ -1,0 +1,69 @@
+"""Which models a node has the files of, as it told; what it did not tell is unknown, not absent."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from cortexd.config.catalogue import Profile
+from cortexd.fleet.snapshot import Files, Ledger, Node
+from cortexd.wire.neuron import FAILED, UNKNOWN, Discovery
+
+_UNCERTAIN = frozenset({FAILED, UNKNOWN})
+
+
+def files_of(discovery: Discovery) -> Files | None:
+    """Index what a node could load. Return None if the node does not say."""
+    if discovery.loadable is None:
+        return None
+    found = {
+        model.id: None if model.quants is None else frozenset(map(str.upper, model.quants))
+        for model in discovery.loadable
+    }
+    return MappingProxyType(found)
+
+
+def has_file(profile: Profile, node: Node) -> bool | None:
+    """Return whether `node` could load the model as far as files go; None: the node does not say.
+
+    A down node is taken at its last word. A node that says lists what it has under /models too.
+    """
+    if node.files is None:
+        return None
+    info = node.models.get(profile.id)
+    if info is not None and info.status not in _UNCERTAIN:
+        return True
+    quants = _quants(profile, node.files)
+    return quants is None or _is_among(profile.quant, quants)
+
+
+def no_file_reason(profile: Profile, node: Node, ledger: Ledger) -> str | None:
+    """Return why `node` can't load the model for want of a file, in words for operators.
+
+    None: it can, or that is unknown. What the node answered to a load counts more than its list.
+    """
+    if ledger.unloadable and (words := ledger.unloadable.get((node.name, profile.id))):
+        return words
+    if has_file(profile, node) is not False:
+        return None
+    quants = _quants(profile, node.files or {})
+    if not quants:
+        return f"has no file for {profile.id!r}"
+    named = ", ".join(sorted(quants - {""})) or "one without a quant in its name"
+    if profile.quant is None:
+        return f"has several files for {profile.id!r} ({named}): set quant"
+    return f"has no file for {profile.id!r} with quant {profile.quant!r}, only {named}"
+
+
+def _quants(profile: Profile, files: Files) -> frozenset[str] | None:
+    """The quants that are there; None: any. A source is optional, as for our neuron."""
+    name = profile.load_name
+    for known in (name, name.partition(":")[2]):
+        if known in files:
+            return files[known]
+    return frozenset()
+
+
+def _is_among(quant: str | None, quants: frozenset[str]) -> bool:
+    if quant is None:
+        return "" in quants or len(quants) == 1
+    return quant.upper() in quants

@@ -1,0 +1,90 @@
+"""What this host could load, as its directories are now: looked through again and again, off the
+loop. Knows names only; which file is meant by one is `library`'s to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cortexd.daemon.tasks import Tasks
+from cortexd.neuron import library
+from cortexd.wire.neuron import Loadable
+
+log = logging.getLogger(__name__)
+
+RESCAN: Final = 10.0  # seconds between two looks
+WITHIN: Final = 2.0  # seconds that an answer waits for a look: a network mount may hang
+MAX_LISTED: Final = 4096  # models; a gateway takes a longer list for none
+
+
+class FileList:
+    """The models that could be loaded here.
+
+    configured: ids that are loaded from a path of their own, whatever the directories hold.
+    entries: None: there is no list, since there is too much, or it was not looked yet.
+    version: a text that changes with the entries; None without them.
+    """
+
+    def __init__(self, directories: Sequence[Path], configured: Iterable[str]) -> None:
+        self._directories = tuple(directories)
+        self._configured = tuple(configured)
+        self._tasks = Tasks()
+        self._look: asyncio.Task[None] | None = None
+        self._is_too_long = False
+        self.entries: list[Loadable] | None = None
+        self.version: str | None = None
+
+    async def start(self) -> None:
+        """Look once, and then regularly."""
+        await self.refresh()
+        self._tasks.spawn("look for model files", self._keep_looking())
+
+    async def close(self) -> None:
+        """Stop looking."""
+        await self._tasks.close()
+
+    async def refresh(self) -> None:
+        """Look now; a look that takes long goes on by itself."""
+        if self._look is None or self._look.done():
+            self._look = self._tasks.spawn("look at model files", self._look_now())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WITHIN):
+                await asyncio.wait({self._look})
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(RESCAN)
+            await self.refresh()
+
+    async def _look_now(self) -> None:
+        found = await asyncio.to_thread(library.loadable, self._directories)
+        entries = None if found is None else self._listed(found)
+        is_too_long = entries is None
+        if is_too_long and not self._is_too_long:
+            log.warning(
+                "[paths] models holds too many files to list (over %d names): gateways are not "
+                "told which models could be loaded here",
+                MAX_LISTED,
+            )
+        self._is_too_long, self.entries = is_too_long, entries
+        self.version = None
+        if entries is not None:
+            content = msgspec.json.encode(entries)
+            self.version = hashlib.blake2s(content, digest_size=8).hexdigest()
+
+    def _listed(self, found: dict[str, set[str]]) -> list[Loadable] | None:
+        names = sorted({*found, *self._configured})
+        if len(names) > MAX_LISTED:
+            return None
+        configured = set(self._configured)
+        return [
+            Loadable(name, None if name in configured else sorted(found[name])) for name in names
+        ]
