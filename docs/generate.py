@@ -52,7 +52,8 @@ prints what is in effect and where each value came from. An empty file is a vali
 - Relative paths start at the directory of the file, and `~` is the home directory of the user that runs cortexd.
 - A name with a dot or a slash needs quotes: `"gpt-3.5-turbo" = "Qwen/Qwen3-8B"`.
 - The keys of the single tables can be overridden by environment: `CORTEX_GATEWAY__LISTEN=127.0.0.1:8080`.
-- `cortexd neuron-add NAME URL` and `neuron-remove NAME` edit the file and keep comments, order, owner and mode.
+- `cortexd node add NAME URL` asks the node what it is and adds it, `node remove NAME` removes it; both keep comments,
+  order, owner and mode of the file.
 
 ## Secrets
 

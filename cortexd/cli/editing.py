@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-APPLY = "Apply it with: systemctl reload cortexd"
+APPLY = "Apply it with: cortexd reload"
 
 
-def edited(edit: Callable[[], None], said: str) -> int:
+def edited(edit: Callable[[], None], message: Callable[[], str]) -> int:
     """Do it and say so; 1 and the reason when it can't be done. Raises ConfigError."""
     from cortexd.config.edit import CantEdit
 
@@ -21,5 +21,5 @@ def edited(edit: Callable[[], None], said: str) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"Nothing was changed: {where}{error.strerror}", file=sys.stderr)
         return 1
-    print(said)
+    print(message())
     return 0

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from typing import NoReturn
 
 from cortexd import __version__
+from cortexd.cli.commandline import Parser
 
-COMMANDS = (
-    "serve",
-    "neuron",
-    "check",
-    "config",
-    "neuron-add",
-    "neuron-remove",
-    "status",
-    "explain",
-    "load",
-    "unload",
-    "drain",
-    "undrain",
-    "demo",
-    "install-systemd",
-)
+# Command → its module.
+COMMANDS = {
+    "serve": "serve",
+    "neuron": "neuron",
+    "check": "check",
+    "config": "config",
+    "node": "node",
+    "reload": "reload_config",
+    "status": "status",
+    "explain": "explain",
+    "load": "load",
+    "unload": "unload",
+    "drain": "drain",
+    "undrain": "undrain",
+    "demo": "demo",
+    "install-systemd": "install_systemd",
+    "help": "help_text",
+}
 BAD_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: the service manager need not try again
 INTERRUPTED = 130
 READER_LEFT = 141  # as a shell has it for SIGPIPE
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The whole command line. Commands import what they need when they run, not before."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="cortexd",
         description="One OpenAI- and Anthropic-compatible endpoint in front of every GPU host.",
         epilog="exit status: 0 done; 1 it could not be done; 2 the command line is wrong; "
@@ -42,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"cortexd {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
-    for name in COMMANDS:
-        importlib.import_module(f"cortexd.cli.{name.replace('-', '_')}").add_parser(commands)
+    for module in COMMANDS.values():
+        importlib.import_module(f"cortexd.cli.{module}").add_parser(commands)
     return top
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from cortexd.cli.paths import add_config_option, config_path
 from cortexd.cli.screen import plain
+from cortexd.cli.suggestions import add_suggestion
 
 if TYPE_CHECKING:
     import aiohttp
@@ -28,7 +30,14 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class NoGateway(Exception):
-    """Nothing answers there, or something else does; the message says what."""
+    """Nothing answers there, or something else does; the message says what.
+
+    is_absent: nothing listens there.
+    """
+
+    def __init__(self, message: str, *, is_absent: bool = False) -> None:
+        super().__init__(message)
+        self.is_absent = is_absent
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +80,10 @@ def run(
 
     async def talk() -> Answer:
         async with session(url) as gateway:
-            return await ask(gateway)
+            status, answer = await ask(gateway)
+            if not args.json:
+                await add_suggestion(gateway, args, answer)
+            return status, answer
 
     url = args.url or _configured(args.config)
     if not url:
@@ -81,8 +93,14 @@ def run(
         status, answer = asyncio.run(talk())
         words = said(answer) if status == 200 and not args.json else ""
     except NoGateway as error:
-        print(f"No gateway answers at {url}: {error}", file=sys.stderr)
-        print("It is the address of its [gateway] admin_listen that is needed.", file=sys.stderr)
+        if error.is_absent:
+            words = f"No gateway is listening at {url}. Is it running (cortexd serve)?"
+        else:
+            words = (
+                f"No gateway answers at {url}: {error}\n"
+                "Name the address of its [gateway] admin_listen with --url."
+            )
+        print(words, file=sys.stderr)
         return 1
     if args.json:
         print(json.dumps(answer))
@@ -118,7 +136,12 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
             yield client
     except (aiohttp.ClientError, OSError) as error:
         number = getattr(getattr(error, "os_error", error), "errno", None)
-        raise NoGateway(os.strerror(number) if number else str(error)) from error
+        if number in (errno.EACCES, errno.EPERM):
+            words = "this user may not connect to it; run the command as root"
+        else:
+            words = os.strerror(number) if number else str(error)
+        is_absent = number in (errno.ECONNREFUSED, errno.ENOENT)
+        raise NoGateway(words, is_absent=is_absent) from error
 
 
 async def get(client: aiohttp.ClientSession, *segments: str, **query: str) -> Answer:

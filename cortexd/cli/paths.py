@@ -26,8 +26,13 @@ def user_path(text: str) -> Path:
 
 
 def config_path(given: Path | None, name: str) -> Path:
-    """`--config`, else /etc/cortexd/NAME, else ./etc/NAME (which need not exist)."""
+    """`--config`, else /etc/cortexd/NAME, else ./etc/NAME. Raises NoConfiguration if neither is."""
+    from cortexd.config.source import NoConfiguration
+
     if given is not None:
         return given
-    installed = SYSTEM / name
-    return installed if installed.exists() else Path("etc") / name
+    places = [SYSTEM / name, Path("etc") / name]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise NoConfiguration([SYSTEM / name, Path.cwd() / "etc" / name])
+    return found

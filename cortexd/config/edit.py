@@ -10,7 +10,7 @@ import codecs
 import os
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import tomlkit
 
 from cortexd.config.check import load_gateway
 from cortexd.config.decode import did_you_mean, quoted
+from cortexd.config.gateway import Config
 from cortexd.config.lines import key_lines
 from cortexd.config.source import ConfigError, Mistake
 
@@ -26,9 +27,15 @@ class CantEdit(Exception):
     """Nothing was changed; the message says why, and what to do instead."""
 
 
-def add_neuron(path: Path, neuron: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+def add_neuron(
+    path: Path,
+    neuron: Mapping[str, Any],
+    environ: Mapping[str, str],
+    confirm: Callable[[Config], None] | None = None,
+) -> None:
     """Add it behind the neurons that are there, or else at the end of the file.
 
+    confirm: called with the new configuration before it is written; may raise CantEdit.
     Raises ConfigError for what is wrong with the result, CantEdit, OSError.
     """
     text = _read(path)
@@ -45,7 +52,7 @@ def add_neuron(path: Path, neuron: Mapping[str, Any], environ: Mapping[str, str]
         while lines and not lines[-1]:
             lines.pop()
         lines += ["", *block, ""] if lines else [*block, ""]
-    _replace(path, "\n".join(lines), [*there, dict(neuron)], environ)
+    _replace(path, "\n".join(lines), [*there, dict(neuron)], environ, confirm)
 
 
 def remove_neuron(path: Path, name: str, environ: Mapping[str, str]) -> None:
@@ -116,7 +123,11 @@ def _end(text: str, number: int) -> int:
 
 
 def _replace(
-    path: Path, text: str, neurons: list[dict[str, Any]], environ: Mapping[str, str]
+    path: Path,
+    text: str,
+    neurons: list[dict[str, Any]],
+    environ: Mapping[str, str],
+    confirm: Callable[[Config], None] | None = None,
 ) -> None:
     """Put the text in the file's place, whole or not at all, once it is found to be good."""
     file = path.resolve()  # a link stays one
@@ -140,11 +151,13 @@ def _replace(
             opened.flush()
             os.fsync(descriptor)
         try:
-            load_gateway(new, environ)
+            config = load_gateway(new, environ)
         except ConfigError as error:
             raise error.named(new, path) from None
         if _parsed(path, text) != expected:
             raise CantEdit(f"{path} is written so that it can't be edited safely; do it by hand")
+        if confirm is not None:
+            confirm(config)
         new.replace(file)
     except BaseException:
         new.unlink(missing_ok=True)

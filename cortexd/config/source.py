@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
@@ -66,6 +66,17 @@ class ConfigError(Exception):
                 replace(mistake, text=mistake.text.replace(str(draft), str(file)))
                 for mistake in self.mistakes
             ],
+        )
+
+
+class NoConfiguration(ConfigError):
+    """No file was named, and none is where one is looked for. places: where that is."""
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        super().__init__(places[0], [])
+        looked = " nor ".join(map(str, places))
+        self.args = (
+            f"There is no configuration: neither {looked} exists. Name one with --config.",
         )
 
 

@@ -49,31 +49,11 @@ def test_what_cant_be_used_is_not_shown(config: Path, capsys: pytest.CaptureFixt
     assert said.err == f"{config}:2: gateway.listen: found 3 (allowed: a string)\n"
 
 
-def test_a_node_is_added_and_removed_and_how_to_apply_it_is_said(
-    config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    added = ran("neuron-add", "b", "http://b:1", "--weight", "2", "--config", str(config))
-    assert added == 0
-    assert "systemctl reload cortexd" in capsys.readouterr().out
-    assert "weight = 2.0" in config.read_text()
-    assert ran("neuron-remove", "b", "--config", str(config)) == 0
-    assert "systemctl reload cortexd" in capsys.readouterr().out
-    assert config.read_text() == TEXT
-
-
-def test_what_check_would_refuse_is_status_78_and_changes_nothing(
-    config: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert ran("neuron-add", "a", "http://b:1", "--config", str(config)) == 78
-    assert "stands here twice" in capsys.readouterr().err
-    assert config.read_text() == TEXT
-
-
 @pytest.mark.parametrize("file", ["cortex.toml", "none.toml"])
 def test_what_cant_be_done_is_status_1_in_words(
     config: Path, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
-    assert ran("neuron-remove", "aa", "--config", str(config.parent / file)) == 1
+    assert ran("node", "remove", "aa", "--config", str(config.parent / file)) == 1
     said = capsys.readouterr().err
     assert said.startswith("Nothing was changed: ")
     assert ('did you mean "a"?' in said) or ("none.toml: No such file" in said)
@@ -99,9 +79,11 @@ async def test_a_name_that_stdout_cant_encode_is_shown_all_the_same(config: Path
         ("check",),
         ("config", "show"),
         ("config", "show", "--json"),
-        ("neuron-add", "b", "http://b:1", "--token-file", "b.token"),
-        ("neuron-add", "a", "http://b:1"),
-        ("neuron-remove", "a"),
+        ("node", "add", "b", "http://127.0.0.1:1", "--token-file", "DIR/b.token"),
+        ("node", "add", "b", "http://b:1", "--token-file", "DIR/b.token", "--no-probe"),
+        ("node", "add", "a", "http://b:1"),
+        ("node", "list", "--json"),
+        ("node", "remove", "a"),
     ],
 )
 def test_no_command_ever_shows_a_secret(
@@ -115,6 +97,7 @@ def test_no_command_ever_shows_a_secret(
         (config.parent / name).write_text("canary-7f3a")
         (config.parent / name).chmod(0o600)
     monkeypatch.setenv("CORTEX_TOKEN__C", "canary-7f3a")
+    command = tuple(each.replace("DIR", str(config.parent)) for each in command)
     ran(*command, "--config", str(config))
     (config.parent / "a.token").write_text("canary-7f3a\ncanary-7f3a")
     monkeypatch.setenv("CORTEX_TOKEN__C", "canary-7f3a canary-7f3a")

@@ -129,18 +129,6 @@ async def test_the_configuration_says_where_the_gateway_is(tmp_path: Path, form:
         assert (status, out) == (0, "loaded m on a already\n")
 
 
-async def test_no_gateway_there_is_said_in_words(tmp_path: Path) -> None:
-    for url, words in (
-        ("http://127.0.0.1:1", "Connection refused"),
-        (f"unix:{tmp_path}/no.sock", "No such file or directory"),
-    ):
-        status, out, err = await cortexd("load", "m", "--url", url, cwd=tmp_path)
-        assert (status, out) == (1, "")
-        assert f"No gateway answers at {url}: " in err
-        assert words in err
-        assert "Traceback" not in err
-
-
 async def test_something_else_there_is_said_in_words(tmp_path: Path) -> None:
     async with FakeNeuron(token="x").running() as other:
         status, _, err = await cortexd("load", "m", "--url", other.url, cwd=tmp_path)

@@ -210,7 +210,7 @@ async def test_a_reader_that_leaves_is_no_failure_to_be_told_of(tmp_path: Path) 
 async def test_no_gateway_is_status_1_in_words(tmp_path: Path) -> None:
     status, out, err = await cortexd("status", "--url", "http://127.0.0.1:1", cwd=tmp_path)
     assert (status, out) == (1, "")
-    assert "No gateway answers at http://127.0.0.1:1: " in err
+    assert err.startswith("No gateway is listening at http://127.0.0.1:1. ")
 
 
 async def test_what_answers_otherwise_is_no_gateway(tmp_path: Path) -> None:

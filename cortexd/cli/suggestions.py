@@ -1,0 +1,46 @@
+"""Which model or node was probably meant, by the names that a gateway has."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import argparse
+
+    import aiohttp
+
+# Code of a refusal → the arguments that may hold the name, and where the known names are listed.
+_LISTS: Final = {
+    "model_not_found": (("model",), "/v1/models", "data", "id"),
+    "unknown_node": (("node", "name"), "/api/fleet", "nodes", "name"),
+}
+
+
+async def add_suggestion(
+    gateway: aiohttp.ClientSession, args: argparse.Namespace, answer: dict[str, Any]
+) -> None:
+    """Add `Did you mean …?` to an answer that knows no such model or node, where one is like it.
+
+    Lists that can't be had change nothing.
+    """
+    holder = answer.get("error", answer)
+    if not isinstance(holder, dict) or holder.get("code") not in _LISTS:
+        return
+    arguments, path, key, field = _LISTS[holder["code"]]
+    given = next((value for each in arguments if (value := getattr(args, each, None))), None)
+    text = next((each for each in ("message", "words") if isinstance(holder.get(each), str)), None)
+    if given is None or text is None:
+        return
+    async with gateway.get(path) as listing:
+        try:
+            known = [str(each[field]) for each in json.loads(await listing.read())[key]]
+        except (ValueError, TypeError, LookupError):
+            return
+    by_folded = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(given.casefold(), by_folded, n=1)
+    if not near:  # "qwen3-8b" for "Qwen/Qwen3-8B"
+        near = [name for name in by_folded if name.rpartition("/")[2] == given.casefold()][:1]
+    if near:
+        holder[text] += f" Did you mean {by_folded[near[0]]!r}?"
