@@ -81,7 +81,7 @@ def _parse(ip: str) -> _Address | None:
 
 def _can_bind(ip: str) -> bool:
     try:
-        family, where = _socket_address(ip, 0)
+        family, where = socket_address(ip, 0)
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind(where)
     except OSError:
@@ -91,15 +91,18 @@ def _can_bind(ip: str) -> bool:
 
 def _source_for(ip: str) -> _Address | None:
     with suppress(OSError):
-        family, where = _socket_address(ip, 9)  # nothing is sent: a datagram socket only notes it
+        family, where = socket_address(ip, 9)  # nothing is sent: a datagram socket only notes it
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(where)
             return _parse(probe.getsockname()[0])
     return None
 
 
-def _socket_address(ip: str, port: int) -> tuple[int, tuple[str, int]]:
-    """Family and address of an IP, with its scope as a number. Never asks a name server."""
+def socket_address(ip: str, port: int) -> tuple[int, tuple[str, int]]:
+    """Return the family and the socket address of an IP address, which may have a `%scope`.
+
+    Never asks a name server. Raises OSError, for a scope that is no interface for instance.
+    """
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     ((family, _, _, _, where), *_) = socket.getaddrinfo(
         ip, port, type=socket.SOCK_DGRAM, flags=flags

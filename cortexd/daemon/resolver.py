@@ -90,6 +90,17 @@ class Resolver(AbstractResolver):
         self._tasks = Tasks()
         self._asking: dict[str, asyncio.Task[str]] = {}
         self._answers: dict[str, _Answer] = {}
+        self._worked: dict[str, str] = {}  # name → the address that took the last connection
+
+    def prefer(self, host: str, ip: str) -> None:
+        """Return this address of a host first from now on: it has taken a connection."""
+        name = host.lower()
+        if self._worked.get(name) == ip:  # nearly always
+            return
+        self._worked.pop(name, None)
+        self._worked[name] = ip
+        if len(self._worked) > MAX_NAMES:
+            del self._worked[next(iter(self._worked))]
 
     async def addresses(self, host: str, port: int) -> list[tuple[str, int]]:
         """(IP, port) pairs, the preferred first, never none of them. Raises NoAddress."""
@@ -125,6 +136,13 @@ class Resolver(AbstractResolver):
         if (literal := _literal(host)) is not None:
             return (literal,)
         name = host.lower()
+        found = await self._found(host, name)
+        worked = self._worked.get(name)
+        if worked is None or worked == found[0].ip:
+            return found
+        return tuple(sorted(found, key=lambda address: address.ip != worked))
+
+    async def _found(self, host: str, name: str) -> tuple[Address, ...]:
         if is_localhost(name):
             return _LOCALHOST
         answer = self._answers.get(name)

@@ -6,20 +6,26 @@ The bookkeeping is synchronous and costs the same however many there are.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import takewhile
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from aiohappyeyeballs import AddrInfoType, start_connection
+
+from cortexd.daemon.bound import socket_address
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.connection import Connection
 from cortexd.proxy.sweeper import Sweeper
 
+# Seconds until the next address is tried beside one that does not answer (RFC 8305, section 5).
+_NEXT_ADDRESS: Final = 0.25
 IDLE: Final = 4.0  # seconds; several engines close theirs after five
 # A host that lost its power says nothing: the kernel asks, and gives up within a minute.
 _KEEPALIVE: Final = (
@@ -100,7 +106,7 @@ class Pool:
         """
         try:
             async with asyncio.timeout(timeout):
-                connection = await self._dial(origin, timeout)
+                connection = await self._dial(origin)
         except TimeoutError as error:
             raise UpstreamFault("unreachable", f"no connection within {timeout:g} s") from error
         except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
@@ -145,28 +151,61 @@ class Pool:
         self._idle.clear()
         self._sweeper.forget(self)
 
-    async def _dial(self, origin: Origin, timeout: float) -> Connection:
-        """To the first of its addresses that takes it; none may use up the time of the others."""
+    async def _dial(self, origin: Origin) -> Connection:
+        """Connect to the first address that takes it (Happy Eyeballs, RFC 8305)."""
         found = await self._resolver.addresses(origin.host, origin.port)
         addresses = [address for address in found if not self._is_own(*address)]
         if not addresses:
             raise UpstreamFault("own", f"{origin.netloc} is an address of this gateway itself")
-        share = timeout / len(addresses)
-        for ip, _ in addresses[:-1]:
-            with suppress(OSError, TimeoutError):
-                return await self._dial_one(origin, ip, share)
-        return await self._dial_one(origin, addresses[-1][0], share)
-
-    async def _dial_one(self, origin: Origin, ip: str, timeout: float) -> Connection:
-        async with asyncio.timeout(timeout):
+        tls = await self._context() if origin.is_tls else None
+        server_hostname = origin.host if origin.is_tls else None
+        if len(addresses) == 1:
+            ip, port = addresses[0]
             _, connection = await self._loop.create_connection(
                 lambda: Connection(origin, self),
                 ip,
-                origin.port,
-                ssl=await self._context() if origin.is_tls else None,
-                server_hostname=origin.host if origin.is_tls else None,
+                port,
+                ssl=tls,
+                server_hostname=server_hostname,
             )
+            return connection
+        sock, ip = await self._race(addresses)
+        self._resolver.prefer(origin.host, ip)
+        try:
+            _, connection = await self._loop.create_connection(
+                lambda: Connection(origin, self),
+                sock=sock,
+                ssl=tls,
+                server_hostname=server_hostname,
+            )
+        except BaseException:
+            sock.close()
+            raise
         return connection
+
+    async def _race(self, addresses: Sequence[tuple[str, int]]) -> tuple[socket.socket, str]:
+        """A connected socket and its IP: each address is tried a little after the one before.
+
+        Raises OSError.
+        """
+        infos: list[AddrInfoType] = []
+        ips: dict[object, str] = {}
+        for ip, port in addresses:
+            family, where = socket_address(ip, port)
+            infos.append((family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where))
+            ips[where] = ip
+        try:
+            sock = await start_connection(
+                infos, happy_eyeballs_delay=_NEXT_ADDRESS, loop=self._loop
+            )
+        except OSError as error:
+            # One for all of them; its text lists each with its number.
+            if error.errno is None:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno)) from error
+        except RuntimeError as error:  # from uvloop
+            raise OSError(None, str(error)) from error
+        return sock, ips.get(sock.getpeername(), addresses[0][0])
 
     async def _context(self) -> ssl.SSLContext:
         if self._tls is None:  # reads a store of hundreds of certificates

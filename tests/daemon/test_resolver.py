@@ -241,6 +241,29 @@ async def test_a_family_that_is_asked_for_is_the_only_one_returned() -> None:
             await resolver.resolve("beast", 80, socket.AF_INET6)
 
 
+async def test_address_that_took_a_connection_comes_first_also_in_newer_answers() -> None:
+    system = System()
+    both = [Address(socket.AF_INET6, "fd00::1"), Address(socket.AF_INET, "10.0.0.1")]
+
+    async def ask(name: str) -> Iterable[Address]:
+        return [*both, Address(socket.AF_INET, system.hosts.get(name, "10.0.0.9"))]
+
+    clock = Clock()
+    resolver = Resolver(ask_system=ask, now=clock)
+    resolver.prefer("Beast", "10.0.0.1")
+    for _ in range(2):
+        found = [ip for ip, _ in await resolver.addresses("beast", 80)]
+        assert found == ["10.0.0.1", "fd00::1", "10.0.0.9"]
+        clock.now += TTL
+    found = [ip for ip, _ in await resolver.addresses("attic", 80)]
+    assert found[0] == "fd00::1"
+    resolver.prefer("beast", "10.0.0.7")  # is not among the answers
+    assert (await resolver.addresses("beast", 80))[0][0] == "fd00::1"
+    resolver.prefer("localhost", "::1")
+    assert await resolver.addresses("localhost", 80) == [("::1", 80), ("127.0.0.1", 80)]
+    await resolver.close()
+
+
 async def test_the_oldest_answers_make_room_for_new_ones() -> None:
     system = System()
     system.hosts = {f"host{n}": "10.0.0.1" for n in range(MAX_NAMES + 10)}

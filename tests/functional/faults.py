@@ -371,16 +371,16 @@ def refusing() -> Iterator[str]:
 
 
 @contextmanager
-def black_hole() -> Iterator[str]:
+def black_hole(ip: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """The URL of a port that never answers a SYN: its queue of unaccepted connections is full."""
     with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
-        listening.bind(("127.0.0.1", 0))
+        listening.bind((ip, port))
         listening.listen(0)
         for filler in (first, second):
             filler.setblocking(False)
             with suppress(BlockingIOError):
                 filler.connect(listening.getsockname())
-        yield f"http://localhost:{listening.getsockname()[1]}"
+        yield f"http://{ip}:{listening.getsockname()[1]}"
 
 
 def queued(here: tuple[str, int], there: tuple[str, int]) -> tuple[int, int]:

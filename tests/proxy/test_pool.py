@@ -1,20 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from cortexd.daemon.resolver import Resolver
+from cortexd.daemon.resolver import Address, Resolver
 from cortexd.proxy import pool as pool_module
 from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.pool import Origin, Pool, parse_base
 from cortexd.proxy.sweeper import Sweeper
 from tests.functional import faults
 from tests.functional.faults import Close, Read, Stall, black_hole, refusing
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 
 @asynccontextmanager
@@ -107,6 +108,50 @@ async def test_a_connection_that_is_not_made_in_time_says_so() -> None:
     with black_hole() as url, pytest.raises(UpstreamFault, match=r"within 0\.2 s") as fault:
         await pool.connect(parse_base(url)[0], 0.2)
     assert fault.value.what == "unreachable"
+
+
+async def test_address_that_does_not_answer_delays_no_connection_and_is_tried_last_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "_NEXT_ADDRESS", 0.01)
+    dead = Address(socket.AF_INET, "127.0.0.2")
+    live = Address(socket.AF_INET, "127.0.0.1")
+
+    async def system(name: str) -> list[Address]:
+        return [dead, live]
+
+    resolver, sweeper = Resolver(ask_system=system), Sweeper()
+    pool = Pool(resolver, sweeper)
+    server = faults.Origin([Stall()])
+    async with server.running():
+        origin = parse_base(server.url)[0]._replace(host="beast")
+        with black_hole(dead.ip, origin.port):
+            for _ in range(3):
+                connection = await pool.connect(origin, 10 * GUARD)
+                assert connection.transport.get_extra_info("peername")[0] == live.ip
+                connection.close()
+                addresses = await resolver.addresses("Beast", origin.port)
+                assert addresses == [(live.ip, origin.port), (dead.ip, origin.port)]
+        await until(lambda: all(peer.gone.is_set() for peer in server.peers))
+    await resolver.close()
+
+
+async def test_connection_over_ipv6_is_made_where_only_that_listens() -> None:
+    pool = Pool(Resolver(), Sweeper())
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "::1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        connection = await pool.connect(Origin("localhost", port, False, f"localhost:{port}"), 10)
+        assert connection.transport.get_extra_info("peername")[0] == "::1"
+        connection.close()
+        await asyncio.sleep(0)
+
+
+async def test_refusal_by_every_address_is_one_reason() -> None:
+    pool = Pool(Resolver(), Sweeper())
+    with refusing() as url, pytest.raises(UpstreamFault) as fault:
+        await pool.connect(parse_base(url)[0]._replace(host="localhost"), 5)
+    assert str(fault.value).endswith(": Connection refused")
 
 
 async def test_a_name_that_is_none_is_a_refusal() -> None:
