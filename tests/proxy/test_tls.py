@@ -88,7 +88,7 @@ async def test_node_with_https_that_names_a_clear_endpoint_elsewhere_is_refused(
     config = Config(polling=FAST, security=Security(allowed_inference_hosts=("gpu-lb.internal",)))
     async with running_fleet(a=neuron, tls=trusted, tokens={"a": "s3cret"}, config=config) as fleet:
         answer = await fleet.ask()
-        assert (answer.status, answer.json["error"]["code"]) == (502, "endpoint_refused")
+        assert (answer.status, answer.json["error"]["code"]) == (422, "endpoint_refused")
         assert "clear text" in answer.json["error"]["message"]
 
 
