@@ -28,12 +28,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError with all that is wrong."""
     from cortexd.config.check import read_gateway, read_neuron
-    from cortexd.config.check_warnings import gateway_warnings
+    from cortexd.config.check_warnings import gateway_warnings, neuron_warnings
 
     if args.neuron:
         path = config_path(args.config, "neuron.toml")
-        models = read_neuron(path, with_directories=True).value.models
-        print(f"{path}: good; {len(models)} models")
+        agent, source = read_neuron(path, with_directories=True)
+        warnings = source.lines(neuron_warnings(agent))
+        for line in warnings:
+            print(f"WARNING: {plain(line)}", file=sys.stderr)
+        verdict = "usable, but see the warning" if warnings else "good"
+        print(f"{path}: {verdict}; {len(agent.models)} models")
         return 0
     path = config_path(args.config, "cortex.toml")
     config, source = read_gateway(path, with_directories=True)

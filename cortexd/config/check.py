@@ -111,13 +111,7 @@ def read_neuron(
 
 def _gateway_problems(config: gateway.Config, source: Source) -> Iterator[Problem]:
     yield from _listeners(config.gateway)
-    if config.gateway.max_buffered < config.gateway.max_body:
-        yield Problem(
-            ("gateway", "max_buffered"),
-            f"found {config.gateway.max_buffered}",
-            f"at least max_body ({config.gateway.max_body}), or a large body could never be taken",
-            needs=(("gateway", "max_body"),),
-        )
+    yield from _body_limits("gateway", config.gateway)
     for place, origin in enumerate(config.gateway.cors_origins):
         yield from _origin(("gateway", "cors_origins", place), origin)
     for place, host in enumerate(config.security.allowed_inference_hosts):
@@ -133,6 +127,16 @@ def _gateway_problems(config: gateway.Config, source: Source) -> Iterator[Proble
     for number, profile in enumerate(config.models):
         yield from _profile(("models", number), profile, nodes)
     yield from _aliases(config.aliases, {profile.id for profile in config.models})
+
+
+def _body_limits(table: str, limits: gateway.Gateway | neuron.Agent) -> Iterator[Problem]:
+    if limits.max_buffered < limits.max_body:
+        yield Problem(
+            (table, "max_buffered"),
+            f"found {limits.max_buffered}",
+            f"at least max_body ({limits.max_body}), or a large body could never be taken",
+            needs=((table, "max_body"),),
+        )
 
 
 def _profile(key: KeyPath, profile: Profile, nodes: list[str]) -> Iterator[Problem]:
@@ -204,6 +208,7 @@ def _aliases(aliases: Mapping[str, str], models: set[str]) -> Iterator[Problem]:
 
 def _neuron_problems(config: neuron.Config, source: Source) -> Iterator[Problem]:
     yield from _listen(("neuron", "listen"), config.neuron.listen)
+    yield from _body_limits("neuron", config.neuron)
     yield from _names(source, "models", "id", [model.id for model in config.models])
     for number, model in enumerate(config.models):
         if model.harness not in neuron.HARNESSES:

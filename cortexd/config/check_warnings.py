@@ -33,6 +33,18 @@ def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Itera
             )
 
 
+def neuron_warnings(config: neuron.Config) -> Iterator[Problem]:
+    """The warnings about a node agent's configuration that was checked."""
+    where = config.neuron.listen
+    if config.neuron.token_file is None and not _is_loopback(where):
+        yield Problem(
+            ("neuron", "listen"),
+            f"anyone who can reach {where} can load, unload and use models on this host, because "
+            "no token_file is set; set [neuron] token_file (and the same token in the gateway's "
+            "[[neurons]] entry), or listen on 127.0.0.1",
+        )
+
+
 def _is_loopback(listen: str) -> bool:
     """Whether only this machine reaches it: a loopback address, or a socket file."""
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import msgspec
 
 from cortexd.config.logs import Logging
-from cortexd.config.units import Amount, Bound, Count, Duration, Wait
+from cortexd.config.units import Amount, Bound, Count, Duration, Size, Wait
 
 HARNESSES: Final = ("llamacpp",)  # that are shipped; the neuron has one of each name
 
@@ -19,12 +19,16 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_file: a file with the bearer token that every caller must send.
     memory_mb: MiB that models may use in all; unset: what the device has.
     load_timeout: how long an engine may take until it answers.
+    max_body: the largest request body; the gateway's `max_body` should not be larger.
+    max_buffered: all request bodies held at one time; above it requests are refused.
     """
 
     listen: str = "127.0.0.1:13131"
     token_file: str | None = None
     memory_mb: Count | None = None
     load_timeout: Wait = Duration(30 * 60)
+    max_body: Annotated[Size, Bound(0, is_open=True)] = Size(64 << 20)
+    max_buffered: Size = Size(512 << 20)
 
 
 class Paths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

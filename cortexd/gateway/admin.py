@@ -20,11 +20,12 @@ from cortexd.config.address import listen_host
 from cortexd.config.current import Current
 from cortexd.control.operator import Operator
 from cortexd.errors import Refusal
-from cortexd.gateway.bodies import Bodies
 from cortexd.gateway.face import Methods, as_json, unknown_route
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.reload import Reload
+from cortexd.proxy.bodies import Bodies
 from cortexd.proxy.browser import host_name, is_own_host
+from cortexd.wire.openai import without_bom
 
 MODELS: Final = "/api/models/"
 NODES: Final = "/api/nodes/"
@@ -91,7 +92,7 @@ class Admin:
         self._operator = operator
         self._reload = reload
         self._current = current
-        self._bodies = Bodies(MAX_BODY, 16 * MAX_BODY)
+        self._bodies = Bodies(MAX_BODY, 16 * MAX_BODY, table="")
         self._acts: dict[tuple[str, str], Act] = {
             (MODELS, "load"): self._load,
             (MODELS, "unload"): self._unload,
@@ -160,7 +161,7 @@ class Admin:
         if not body:
             return nothing
         try:
-            return decoder.decode(body)
+            return decoder.decode(without_bom(body))
         except msgspec.ValidationError as error:
             raise Refusal(errors.INVALID_VALUE, f"The body is not as it should be: {error}.") from (
                 error

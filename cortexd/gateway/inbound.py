@@ -17,6 +17,7 @@ class Inbound(msgspec.Struct, eq=False):
 
     hops: gateways that it has passed through before this one.
     asked, model: as the caller spelt it, and the concrete id.
+    is_json: the body is no form.
     sent: when it first went upstream, monotonic; waited: seconds before that, for a load.
     ended: monotonic.
     is_open: something of an answer went out. hides_usage: its stream's token counts are ours alone.
@@ -31,6 +32,7 @@ class Inbound(msgspec.Struct, eq=False):
     hops: int = 0
     asked: str | None = None
     model: str | None = None
+    is_json: bool = False
     is_stream: bool = False
     is_open: bool = False
     hides_usage: bool = False

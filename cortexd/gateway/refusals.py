@@ -10,6 +10,7 @@ from aiohttp import web
 
 from cortexd import errors
 from cortexd.errors import Refusal
+from cortexd.proxy.encodings import ACCEPTED
 from cortexd.wire import anthropic, openai, sse
 
 Dialect = Literal["openai", "anthropic"]
@@ -66,6 +67,8 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
         response.headers["Retry-After"] = str(refusal.retry_after)
     if not refusal.kind.should_retry:
         response.headers["x-should-retry"] = "false"
+    if refusal.kind is errors.UNSUPPORTED_ENCODING:
+        response.headers["Accept-Encoding"] = ACCEPTED
     if refusal.kind in (errors.REQUEST_TOO_LARGE, errors.BAD_REQUEST, errors.OVERLOADED):
         response.force_close()  # what is left of the request is not worth reading
     return response

@@ -20,7 +20,6 @@ from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.affinity import Affinity
-from cortexd.gateway.bodies import Bodies, Hold
 from cortexd.gateway.cors import allowance_lines
 from cortexd.gateway.hops import HOPS, count_hops
 from cortexd.gateway.inbound import Inbound
@@ -31,12 +30,15 @@ from cortexd.gateway.retry import Attempts
 from cortexd.nodes.endpoint import may_carry_token, port_hint
 from cortexd.nodes.masking import mask_of
 from cortexd.proxy.answer import UpstreamFault
+from cortexd.proxy.bodies import Bodies, Hold
 from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
 from cortexd.wire.engine_errors import STATUSES
+from cortexd.wire.multipart import is_form
 from cortexd.wire.neuron import fault_text
+from cortexd.wire.openai import without_bom
 from cortexd.wire.sse import UsageRemover
 
 # Where a stream says its token counts only on request.
@@ -110,6 +112,8 @@ class Relay:
         inbound.hops = count_hops(inbound.request.headers.get(HOPS))
         content_type = inbound.request.headers.get(hdrs.CONTENT_TYPE, "")
         body = await hold.read(inbound.request)
+        if content_type == "application/json" or not is_form(content_type):
+            inbound.is_json, body = True, without_bom(body)
         view = parse_view(body, content_type)
         model = self._registry.snapshot.catalogue.resolve(view.model)
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
@@ -193,6 +197,7 @@ class Relay:
             connect_timeout=upstream.connect_timeout,
             first_byte_timeout=first_byte,
             idle_timeout=upstream.idle_timeout,
+            is_json=inbound.is_json,
             is_fresh=attempts.is_fresh,
             is_late=route.is_cold_start and can_wait(inbound),
             declines=lambda status: attempts.declines(route, status),

@@ -17,25 +17,30 @@ import msgspec
 from aiohttp import web
 
 from cortexd import errors
+from cortexd.config.address import listen_host
+from cortexd.config.neuron import Agent
 from cortexd.errors import Kind, Refusal
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.filelist import FileList
 from cortexd.neuron.refusals import UNAUTHORIZED
 from cortexd.neuron.residency import Residency
 from cortexd.proxy.answer import UpstreamFault
-from cortexd.proxy.browser import host_name
+from cortexd.proxy.bodies import Bodies
+from cortexd.proxy.browser import foreign_origin, host_name, is_from_browser, is_local_host
 from cortexd.proxy.exchange import Call, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
+from cortexd.wire import multipart, openai
 from cortexd.wire import neuron as wire
-from cortexd.wire import openai
+from cortexd.wire.openai import without_bom
 
 T = TypeVar("T")
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger(__name__)
 
-MAX_BODY: Final = 64 << 20  # bytes, like the gateway's own default
+MAX_MANAGEMENT_BODY: Final = 64 << 10  # bytes of one management call
+_MAX_MANAGEMENT: Final = 1 << 20  # bytes of all of them at one time
 
 # Engines read dots and escapes in a path in their own way: none pass.
 _INFERENCE: Final = re.compile(r"/v1/[A-Za-z0-9_/-]+|/rerank|/tokenize|/detokenize|/apply-template")
@@ -63,6 +68,7 @@ class Api:
         devices: Devices,
         exchange: Exchange,
         files: FileList,
+        settings: Agent,
         token: str | None = None,
     ) -> None:
         self._residency = residency
@@ -70,6 +76,11 @@ class Api:
         self._devices = devices
         self._exchange = exchange
         self._token = token
+        self._own_host = listen_host(settings.listen)
+        self._bodies = Bodies(
+            settings.max_body, settings.max_buffered, table="[neuron]", decodes=False
+        )
+        self._management = Bodies(MAX_MANAGEMENT_BODY, _MAX_MANAGEMENT, table="", decodes=False)
         self._started = time.monotonic()
         self._routes: dict[str, tuple[str, Handler]] = {
             "/discovery": ("GET", self._discovery),
@@ -83,12 +94,12 @@ class Api:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         try:
+            if is_from_browser(request):
+                self._screen(request)
             self._authorize(request)
             return await self._route(request)(request)
         except Refusal as refused:
             refusal = refused
-        except web.HTTPRequestEntityTooLarge:
-            refusal = _said(request, errors.REQUEST_TOO_LARGE, "Request Entity Too Large")
         except Exception:
             log.exception("%s %r failed", request.method, request.path)
             refusal = Refusal(errors.INTERNAL_ERROR, "The neuron failed; its log has the details.")
@@ -112,6 +123,21 @@ class Api:
         if request.method != method and (method, request.method) != ("GET", "HEAD"):
             raise _said(request, errors.METHOD_NOT_ALLOWED, "Method Not Allowed")
         return handler
+
+    def _screen(self, request: web.BaseRequest) -> None:
+        """Raise Refusal for a page of another origin, or a name that may have been rebound."""
+        host = host_name(request.headers.get("Host", ""))
+        if not is_local_host(host) and host != self._own_host:
+            raise Refusal(
+                errors.FORBIDDEN_HOST,
+                "The Host of this request may be a stranger's name for this neuron; use its IP "
+                "address.",
+            )
+        if foreign_origin(request, ()) is not None:
+            raise Refusal(
+                errors.FORBIDDEN_ORIGIN,
+                "Pages of other origins may not use a neuron; have them use the gateway.",
+            )
 
     def _authorize(self, request: web.BaseRequest) -> None:
         if self._token is None:
@@ -156,20 +182,54 @@ class Api:
         return _json(wire.Endpoint(f"http://{host}" if host_name(host) else self.endpoint))
 
     async def _load(self, request: web.BaseRequest) -> web.Response:
-        await self._residency.load(_decoded(_decode_load, await _body(request)))
+        await self._residency.load(await self._managed(request, _decode_load))
         return _json(wire.StatusAnswer(wire.LOADED))
 
     async def _unload(self, request: web.BaseRequest) -> web.Response:
-        wanted = _decoded(_decode_unload, await _body(request))
+        wanted = await self._managed(request, _decode_unload)
         await self._residency.unload(wanted.model_id, if_idle=bool(wanted.if_idle))
         return _json(wire.StatusAnswer(wire.UNLOADED))
 
+    async def _managed(self, request: web.BaseRequest, decoder: msgspec.json.Decoder[T]) -> T:
+        """Read a call that changes something. Raises Refusal.
+
+        No page of another origin can send JSON without asking first, which nothing here allows.
+        """
+        if request.content_type != "application/json":
+            raise Refusal(
+                errors.UNSUPPORTED_MEDIA_TYPE, "This needs `Content-Type: application/json`."
+            )
+        hold = self._management.hold()
+        try:
+            return _decoded(decoder, await hold.read(request))
+        finally:
+            hold.release()
+
     async def _relay(self, request: web.BaseRequest) -> web.StreamResponse:
-        # Read whole before any wait: aiohttp misses a client that leaves while it still sends.
-        body = await _body(request)
-        model = _decoded(_decode_view, body).model
+        hold = self._bodies.hold()
+        try:
+            # Read whole before any wait: aiohttp misses a client that leaves while it still sends.
+            body = await hold.read(request)
+            return await self._serve(request, body)
+        finally:
+            hold.release()
+
+    async def _serve(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
+        content_type = request.headers.get("Content-Type", "")
+        is_json = content_type == "application/json" or not multipart.is_form(content_type)
+        if is_json:
+            body = without_bom(body)
+            model = _decoded(_decode_view, body).model
+        else:
+            model = _model_of_form(body, content_type)
         async with self._residency.serving(model) as engine:
-            call = Call(engine.url, request.rel_url.raw_path_qs, body, lines(engine.headers))
+            call = Call(
+                engine.url,
+                request.rel_url.raw_path_qs,
+                body,
+                lines(engine.headers),
+                is_json=is_json,
+            )
             splice = Splice(request)
             try:
                 await self._carry(splice, request, call)
@@ -193,15 +253,25 @@ class Api:
             )
 
 
-async def _body(request: web.BaseRequest) -> bytes:
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise Refusal(errors.UNSUPPORTED_ENCODING, "Send the body without a Content-Encoding.")
-    return await request.read()
+def _model_of_form(body: bytes, content_type: str) -> str:
+    """Return the `model` field of a multipart form. Raises Refusal."""
+    try:
+        found = multipart.fields(content_type, body, ("model",))
+        model = body[found.get("model", slice(0))].decode()
+    except (multipart.FormError, UnicodeDecodeError) as error:
+        why = "its `model` is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Refusal(
+            errors.BAD_REQUEST,
+            f"The body is not the form that its Content-Type announces: {why}.",
+        ) from error
+    if not model:
+        raise Refusal(errors.MISSING_MODEL, "The form needs a `model` field.", param="model")
+    return model
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
-        return decoder.decode(body)
+        return decoder.decode(without_bom(body))
     except msgspec.ValidationError as error:
         kind = errors.MISSING_MODEL if decoder is _decode_view else errors.INVALID_VALUE
         raise Refusal(kind, f"The request is not what this call takes: {error}.") from error
@@ -229,6 +299,10 @@ def _refused(path: str, refusal: Refusal) -> web.Response:
     response = _json(content, kind.status)
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
+    if kind is errors.UNSUPPORTED_ENCODING:
+        response.headers["Accept-Encoding"] = "identity"
+    if kind is errors.REQUEST_TOO_LARGE:
+        response.force_close()  # what is left of the body is not worth reading
     if kind is UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from cortexd.config.address import parse_listen
+from cortexd.config.check_warnings import neuron_warnings
 from cortexd.config.files import located
 from cortexd.config.neuron import Config
 from cortexd.config.secrets import SecretError, read_secret
 from cortexd.daemon.resolver import Resolver
-from cortexd.neuron.api import MAX_BODY, Api
+from cortexd.neuron.api import Api
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.filelist import FileList
 from cortexd.neuron.harness import Harness
@@ -70,8 +71,8 @@ class Neuron:
             logs = _default_logs() if given is None else located(self._base, given)
             harnesses = {"llamacpp": LlamaCpp(logs, config.paths.read_mb_s)}
         _check_models(config, harnesses)
-        if token is None and host not in {"127.0.0.1", "::1", "localhost"}:
-            log.warning("whoever reaches %s may load models: no token_file", config.neuron.listen)
+        for warning in neuron_warnings(config):
+            log.warning("%s", warning.found)
         self._devices = Devices(harnesses, config.neuron.memory_mb)
         await self._devices.survey()
         if self._devices.unavailable is not None:
@@ -88,10 +89,15 @@ class Neuron:
         await self._files.start()
         self._resolver = Resolver()
         self._exchange = Exchange(self._resolver)
-        api = Api(self._residency, self._devices, self._exchange, self._files, token)
+        self._api = api = Api(
+            self._residency, self._devices, self._exchange, self._files, config.neuron, token
+        )
         try:
             server = DoorServer(
-                api.handle, api.refuse, max_body=MAX_BODY, max_connections=connection_cap()
+                api.handle,
+                api.refuse,
+                max_body=config.neuron.max_body,
+                max_connections=connection_cap(),
             )
             self._listener = await listen(server, host, port, shutdown_timeout=_LAST_WORDS)
         except TooFewDescriptors as error:

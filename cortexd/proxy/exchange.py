@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Final, Protocol
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import Head, UpstreamFault, What
 from cortexd.proxy.connection import Connection
-from cortexd.proxy.headers import client_lines, upstream_lines
+from cortexd.proxy.headers import client_lines, upstream_json_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, never_own, parse_base
 from cortexd.proxy.splice import Splice
 from cortexd.proxy.sweeper import Sweeper
@@ -49,6 +49,7 @@ class Call(msgspec.Struct, frozen=True):
         besides the upstream's own.
     connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection stands, until
         the first byte of the answer's body (None: as long as the client waits), and between two.
+    is_json: the body is JSON, and is announced as that.
     is_fresh: on a new connection, whatever the pool has.
     declines: asked with the status of the answer: True gives it up while nothing is passed on.
     inspected: statuses of answers that are read whole before any of them is passed on, if they are
@@ -68,6 +69,7 @@ class Call(msgspec.Struct, frozen=True):
     connect_timeout: float = 3.0
     first_byte_timeout: float | None = None
     idle_timeout: float = 300.0
+    is_json: bool = False
     is_fresh: bool = False
     declines: Callable[[int], bool] = _never
     inspected: Collection[int] = ()
@@ -418,9 +420,11 @@ class _Flight:
 
 
 def _request_head(request: web.BaseRequest, origin: Origin, target: str, call: Call) -> bytes:
+    fields = request.raw_headers
+    is_mistyped = call.is_json and request.headers.get(hdrs.CONTENT_TYPE) != "application/json"
     return b"%b%b%b\r\n" % (
         f"{request.method} {target} HTTP/1.1\r\nHost: {origin.netloc}\r\n"
         f"Content-Length: {len(call.body)}\r\nAccept-Encoding: identity\r\n".encode(),
-        upstream_lines(request.raw_headers),
+        upstream_json_lines(fields) if is_mistyped else upstream_lines(fields),
         call.lines,
     )

@@ -28,6 +28,7 @@ _HOP_BY_HOP: Final = frozenset(
 _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     b"accept-encoding",
     b"authorization",
+    b"content-encoding",
     b"content-length",
     b"expect",
     b"host",
@@ -85,6 +86,7 @@ class _Kept(dict[bytes, bool]):
 
 
 _UPSTREAM: Final = _Kept(_NOT_UPSTREAM, is_credential)
+_UPSTREAM_UNTYPED: Final = _Kept(_NOT_UPSTREAM | {b"content-type"}, is_credential)
 _CLIENT: Final = _Kept(_NOT_TO_CLIENT)
 _CLIENT_OF_EVENTS: Final = _Kept(_NOT_TO_CLIENT_OF_EVENTS)
 
@@ -92,6 +94,22 @@ _CLIENT_OF_EVENTS: Final = _Kept(_NOT_TO_CLIENT_OF_EVENTS)
 def upstream_lines(fields: Fields) -> bytes:
     """What of the client's fields goes upstream, as lines."""
     return _lines(fields, _UPSTREAM)
+
+
+def upstream_json_lines(fields: Fields) -> bytes:
+    """The same for a body that was read as JSON: it is announced as that, whatever the client said.
+
+    Curl says application/x-www-form-urlencoded of any, and engines refuse what is not JSON.
+    """
+    for name, value in fields:
+        if name.lower() == b"content-type" and is_json(value.decode("latin-1")):
+            return _lines(fields, _UPSTREAM)
+    return _lines(fields, _UPSTREAM_UNTYPED) + b"Content-Type: application/json\r\n"
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type announces JSON to an engine, which takes no `+json` types."""
+    return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 def client_lines(fields: Fields, *, is_event_stream: bool) -> bytes:

@@ -9,6 +9,15 @@ import msgspec
 from cortexd.wire.neuron import Cost, Limit
 
 _NOTHING: Final = msgspec.Raw(b"")
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+def without_bom(body: bytes) -> bytes:
+    """Return a JSON text without the byte order mark that some editors and languages put first.
+
+    Senders must not add one, receivers may ignore it (RFC 8259, section 8.1); engines don't.
+    """
+    return body.removeprefix(_BOM)
 
 
 class RequestView(msgspec.Struct, frozen=True):

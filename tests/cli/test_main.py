@@ -128,6 +128,18 @@ def test_check_says_that_all_is_good(tmp_path: Path) -> None:
     assert done.stdout == "etc/cortex.toml: good; 0 neurons, 1 models, 0 aliases\n"
 
 
+def test_check_warns_of_a_neuron_that_anyone_can_reach(tmp_path: Path) -> None:
+    config = tmp_path / "neuron.toml"
+    config.write_text('[neuron]\nlisten = "0.0.0.0:13131"\n')
+    done = cortexd("check", "--neuron", "--config", str(config))
+    assert done.returncode == 0
+    assert "anyone who can reach 0.0.0.0:13131 can load, unload and use models" in done.stderr
+    assert "good" not in done.stdout
+    config.write_text("")
+    done = cortexd("check", "--neuron", "--config", str(config))
+    assert (done.stderr, "good" in done.stdout) == ("", True)
+
+
 def test_the_gateway_imports_nothing_of_the_neuron_or_its_engines() -> None:
     code = (
         "import sys, cortexd.cli.main as m; m.parser(); import cortexd.gateway.app;"

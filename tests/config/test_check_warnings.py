@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cortexd.config import neuron
 from cortexd.config.catalogue import Profile
-from cortexd.config.check_warnings import gateway_warnings
+from cortexd.config.check_warnings import gateway_warnings, neuron_warnings
 from cortexd.config.gateway import Config, Gateway
 
 LOCAL = Gateway(listen="127.0.0.1:8080")
@@ -44,3 +45,17 @@ def test_a_harness_that_only_foreign_nodes_can_have_is_warned_about(
     [warning] = gateway_warnings(config)
     assert warning.key == ("models", 1, "harness")
     assert warning.found == f'"{harness}" is no harness of cortexd\'s own neuron (llamacpp){words}'
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:13131", ":13131", "[::]:1", "192.168.1.5:1", "gpu:1"])
+def test_a_neuron_that_anyone_can_reach_is_warned_of(listen: str) -> None:
+    [warning] = neuron_warnings(neuron.Config(neuron.Agent(listen=listen)))
+    assert warning.key == ("neuron", "listen")
+    assert f"anyone who can reach {listen} can load" in warning.found
+    assert "set [neuron] token_file" in warning.found
+    assert not list(neuron_warnings(neuron.Config(neuron.Agent(listen=listen, token_file="t"))))
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:13131", "127.3.2.1:1", "[::1]:1", "localhost:1"])
+def test_a_neuron_on_loopback_is_not(listen: str) -> None:
+    assert not list(neuron_warnings(neuron.Config(neuron.Agent(listen=listen))))

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from cortexd.config.gateway import Config, Gateway
 from cortexd.config.units import Size
-from cortexd.gateway.bodies import Bodies
+from cortexd.proxy.bodies import Bodies
 from tests.fakes import FakeNeuron
 from tests.functional.raw import Client, connected
 from tests.gateway.fleet import FAST, Fleet, running_fleet
@@ -171,7 +171,7 @@ async def test_a_body_is_held_until_its_request_has_ended_in_whatever_way() -> N
 
 @pytest.mark.parametrize(
     "headers",
-    [[b"Content-Length: 1001"], [b"Content-Length: 10", b"Content-Encoding: gzip"]],
+    [[b"Content-Length: 1001"], [b"Content-Length: 10", b"Content-Encoding: br"]],
 )
 async def test_a_body_that_is_refused_takes_no_room(headers: list[bytes]) -> None:
     async with small_fleet() as (fleet, bodies), client(fleet, *headers) as caller:

@@ -16,6 +16,7 @@ from yarl import URL
 from cortexd.config.gateway import Config, Neuron
 from cortexd.config.gateway import Gateway as GatewaySettings
 from cortexd.config.neuron import Agent, Paths
+from cortexd.config.units import Size
 from cortexd.gateway.app import Gateway
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LoadRequest, UnloadRequest
@@ -325,6 +326,7 @@ async def test_a_compressed_body_is_refused() -> None:
         ) as answer,
     ):
         assert answer.status == 415
+        assert answer.headers["Accept-Encoding"] == "identity"
         assert (await answer.json())["error"]["code"] == "unsupported_encoding"
 
 
@@ -405,11 +407,169 @@ async def test_head_is_get_without_a_body() -> None:
 
 
 async def test_a_body_over_the_bound_is_refused_in_the_callers_envelope() -> None:
-    async with running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (neuron, session):
-        neuron._listener.server.max_body = 10  # type: ignore[union-attr]
+    agent = Agent(listen="127.0.0.1:0", max_body=Size(100))
+    async with running_neuron(local("a"), harness=FakeHarness(serve=echo), agent=agent) as (
+        _,
+        session,
+    ):
         async with session.post("/v1/completions", json={"model": "a"}) as answer:
+            assert answer.status == 200
+        async with session.post("/v1/completions", json={"model": "a", "x": "y" * 100}) as answer:
             assert answer.status == 413
-            assert (await answer.json())["error"]["code"] == "request_too_large"
+            error = (await answer.json())["error"]
+        assert error["code"] == "request_too_large"
+        assert "[neuron] max_body" in error["message"]
+
+
+def test_the_bounds_are_the_gateways_by_default() -> None:
+    agent, gateway = Agent(), GatewaySettings()
+    assert (agent.max_body, agent.max_buffered) == (gateway.max_body, gateway.max_buffered)
+
+
+async def test_all_bodies_together_are_bounded() -> None:
+    agent = Agent(listen="127.0.0.1:0", max_body=Size(1000), max_buffered=Size(1500))
+    async with running_neuron(local("a"), harness=FakeHarness(serve=echo), agent=agent) as (
+        neuron,
+        session,
+    ):
+        async with connected(neuron.address) as first:
+            await first.send(post(b"x" * 1000)[:-1])
+            bodies = neuron._api._bodies
+            await until(lambda: bodies.held == 999)
+            async with session.post("/v1/completions", data=b" " * 600) as answer:
+                assert answer.status == 503
+                assert (await answer.json())["error"]["code"] == "overloaded"
+        await until(lambda: bodies.held == 0)
+
+
+FORM = 'multipart/form-data; boundary="a b"'
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(b"--a b\r\nContent-Disposition: form-data; " + part for part in parts) + (
+        b"--a b--\r\n"
+    )
+
+
+FILE = b'name="file"; filename="s.mp3"\r\n\r\n' + bytes(range(256)) * 400 + b"\r\n"
+MODEL = b'name="model"\r\n\r\na\r\n'
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
+@pytest.mark.parametrize("body", [form(MODEL, FILE), form(FILE, MODEL)])
+async def test_a_form_goes_to_the_engine_byte_for_byte(path: str, body: bytes) -> None:
+    seen: list[tuple[str, bytes]] = []
+
+    async def keep(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append((request.headers["Content-Type"], await request.read()))
+        return web.json_response({})
+
+    async with (
+        running_neuron(local("a"), harness=FakeHarness(serve=keep)) as (_, session),
+        session.post(path, data=body, headers={"Content-Type": FORM}) as answer,
+    ):
+        assert answer.status == 200
+        assert seen == [(FORM, body)]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (form(FILE), "missing_model"),
+        (form(FILE)[:-5], "bad_request"),
+        (form(b'name="model"\r\n\r\n\xff\r\n'), "bad_request"),
+        (b'{"model":"a"}', "bad_request"),
+    ],
+)
+async def test_a_bad_form_is_refused(body: bytes, code: str) -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (_, session),
+        session.post(
+            "/v1/audio/transcriptions", data=body, headers={"Content-Type": FORM}
+        ) as answer,
+    ):
+        assert answer.status == 400
+        assert (await answer.json())["error"]["code"] == code
+
+
+async def test_json_is_announced_to_the_engine_as_json_and_without_its_byte_order_mark() -> None:
+    async with running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (_, session):
+        for kind in ("text/plain", "application/x-www-form-urlencoded"):
+            async with session.post(
+                "/v1/completions",
+                data=b'\xef\xbb\xbf{"model":"a"}',
+                headers={"Content-Type": kind},
+            ) as answer:
+                seen = await answer.json()
+            assert seen["headers"]["content-type"] == "application/json"
+            assert seen["body"] == '{"model":"a"}'
+
+
+@pytest.mark.parametrize("path", ["/models/load", "/models/unload"])
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_a_management_call_is_json_which_no_page_can_send_unasked(
+    path: str, kind: str
+) -> None:
+    harness = FakeHarness()
+    async with running_neuron(local("a"), harness=harness) as (neuron, session):
+        await NeuronClient(session, neuron.url).load(LoadRequest("a"))
+        async with session.post(
+            path, data=b'{"model_id":"a"}', headers={"Content-Type": kind}
+        ) as answer:
+            assert answer.status == 415
+            assert (await answer.json())["code"] == "unsupported_media_type"
+        assert harness.events == ["start a"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Origin": "https://evil.example"}, "forbidden_origin"),
+        ({"Sec-Fetch-Site": "cross-site"}, "forbidden_origin"),
+        ({"Origin": "http://evil.example", "Host": "evil.example"}, "forbidden_host"),
+        ({"Sec-Fetch-Site": "same-origin", "Host": "evil.example"}, "forbidden_host"),
+    ],
+)
+async def test_no_page_of_another_origin_or_of_a_rebound_name_is_answered(
+    headers: dict[str, str], code: str
+) -> None:
+    harness = FakeHarness(serve=echo)
+    async with running_neuron(local("a"), harness=harness) as (_, session):
+        for method, path in (
+            ("GET", "/models"),
+            ("POST", "/models/load"),
+            ("POST", "/v1/completions"),
+        ):
+            async with session.request(
+                method, path, json={"model": "a", "model_id": "a"}, headers=headers
+            ) as answer:
+                assert answer.status == 403
+                fault = await answer.json()
+            assert (fault if "code" in fault else fault["error"])["code"] == code
+        assert harness.events == []
+
+
+async def test_a_gateway_reaches_a_neuron_under_any_name() -> None:
+    async with (
+        running_neuron(local("a"), harness=FakeHarness()) as (_, session),
+        session.get("/models", headers={"Host": "gpu1.corp.example:13131"}) as answer,
+    ):
+        assert answer.status == 200
+
+
+async def test_unfinished_management_calls_hold_no_more_than_a_call_has() -> None:
+    async with running_neuron(local("a"), harness=FakeHarness()) as (neuron, _):
+        head = "POST /models/load HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        raw = f"{head}Content-Length: {60 << 20}\r\n\r\n".encode()
+        (answer,) = answers(await answered(neuron.address, raw), "POST")
+        assert answer.status == 413
+        async with connected(neuron.address) as caller:
+            await caller.send(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+            await caller.send(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+            await until(lambda: neuron._api._management.held == 0x10000)
+            await caller.send(b"1\r\n \r\n")
+            assert (await caller.read_answer()).status == 413
+        await until(lambda: neuron._api._management.held == 0)
 
 
 @pytest.mark.parametrize("path", ["/models/load", "/v1/completions"])

@@ -136,7 +136,7 @@ async def test_without_a_token_a_door_to_the_network_is_warned_about(
     async with running_neuron(harness=FakeHarness()):
         assert caplog.text == ""
     async with running_neuron(harness=FakeHarness(), agent=Agent(listen="0.0.0.0:0")):
-        assert "no token_file" in caplog.text
+        assert "no token_file is set" in caplog.text
 
 
 async def test_its_endpoint_is_its_own_port_on_whichever_address() -> None:

@@ -6,13 +6,22 @@ import os
 from email.mime.base import MIMEBase
 from email.mime.multipart import MIMEMultipart
 from email.policy import HTTP
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortexd.wire.multipart import MAX_HEADER, MAX_PARTS, FormError, fields, is_form
+from cortexd.wire.multipart import (
+    MAX_HEADER,
+    MAX_PARSED,
+    MAX_PARTS,
+    MAX_TYPE,
+    FormError,
+    fields,
+    is_form,
+)
 
 FORM = "multipart/form-data; boundary=b"
 WANTED = ("model", "stream")
@@ -115,7 +124,7 @@ def test_the_boundary_is_read_quoted_and_unquoted(content_type: str) -> None:
         ("multipart/form-data; boundary=", MODEL + END, "names no boundary"),
         ("multipart/form-data; boundary*=b", MODEL + END, "names no boundary"),
         (f"multipart/form-data; boundary={'b' * 300}", MODEL + END, "boundary is too long"),
-        (f"{FORM}; x={'y' * MAX_HEADER}", MODEL + END, "Content-Type is too long"),
+        (f"{FORM}; x={'y' * MAX_TYPE}", MODEL + END, "Content-Type is too long"),
         (FORM, b"", "ends before its closing boundary"),
         (FORM, MODEL, "ends before its closing boundary"),
         (FORM, MODEL + b"--b-", "ends before its closing boundary"),
@@ -133,6 +142,35 @@ def test_the_boundary_is_read_quoted_and_unquoted(content_type: str) -> None:
 def test_what_is_no_form_is_refused_in_words(content_type: str, body: bytes, words: str) -> None:
     with pytest.raises(FormError, match=words):
         values(body, content_type)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Aufnahme " * 110,
+        "ä€😀" * 80,
+        "会議の録音" * 80,
+    ],
+)
+def test_a_file_name_may_be_as_long_as_file_systems_and_engines_take(name: str) -> None:
+    """255 characters of UTF-8 are up to 3 KiB as RFC 5987 has browsers and httpx encode them."""
+    encoded = quote(name)
+    assert len(encoded) > 1024 or len(name) > 900
+    for more in (
+        f'; filename="{name}"',
+        f"; filename*=utf-8''{encoded}",
+        f'; filename="{encoded}"',
+    ):
+        assert values(MODEL + named(b"file", b"x", more.encode()) + END) == {"model": b"m"}
+        assert values(named(b"file", b"x", more.encode()) + MODEL + END) == {"model": b"m"}
+
+
+def test_all_headers_that_are_parsed_are_bounded_together() -> None:
+    long = named(b"file", b"x", b'; filename="' + b"y" * 8000 + b'"')
+    few = MAX_PARSED // 8100
+    assert values(long * few + MODEL + END) == {"model": b"m"}
+    with pytest.raises(FormError, match="the headers of its parts are longer"):
+        values(long * (few + 2) + MODEL + END)
 
 
 def test_as_many_parts_as_are_allowed_are_read() -> None:

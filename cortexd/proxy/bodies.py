@@ -1,0 +1,162 @@
+"""Request bodies, read whole: each within `max_body`, all of them together within `max_buffered`.
+
+A body is held until its request has ended, since a retry may send it again. It is charged with the
+bytes that have come, not with the length that was declared: a declaration costs its sender nothing.
+Compressed bodies are decoded, and charged with what comes out. Nothing here reads the content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+
+from aiohttp import hdrs, web
+
+from cortexd import errors
+from cortexd.errors import Refusal
+from cortexd.proxy.encodings import (
+    ACCEPTED,
+    FEED,
+    FIRST,
+    PIECE,
+    EncodingError,
+    decoded,
+    is_loaded,
+    known_encoding,
+)
+
+
+class Bodies:
+    """Every body of one server. `held`: bytes, at present.
+
+    max_body, max_buffered: bytes. table: of the configuration that sets them, like "[gateway]"; "":
+        nothing does.
+    decodes: whether compressed bodies are taken.
+
+    hold = bodies.hold()
+    try:
+        body = await hold.read(request)
+    finally:
+        hold.release()
+    """
+
+    def __init__(
+        self,
+        max_body: int,
+        max_buffered: int,
+        *,
+        table: str = "[gateway]",
+        decodes: bool = True,
+    ) -> None:
+        self.max_body = max_body
+        self.max_buffered = max_buffered
+        self.table = table
+        self.decodes = decodes
+        self.held = 0
+
+    def hold(self) -> Hold:
+        """Room for one request's body, given back by `release`."""
+        return Hold(self)
+
+
+class Hold:
+    """The share of one request."""
+
+    __slots__ = ("_bodies", "_size")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def release(self) -> None:
+        """Give it back; a second call does nothing."""
+        self._bodies.held -= self._size
+        self._size = 0
+
+    async def read(self, request: web.BaseRequest) -> bytes:
+        """The whole body, decoded. A declared length that has no room is refused before reading.
+
+        Raises Refusal: too large, in an unknown encoding or not in the one that it announces, or no
+        room for it now.
+        """
+        field = request.headers.get(hdrs.CONTENT_ENCODING)
+        if field is None or field.lower() == "identity":
+            return await self._read(request)
+        encoding = known_encoding(field) if self._bodies.decodes else None
+        if encoding is None:
+            text = f"The body's Content-Encoding {field[:32]!r} is not supported; send it plain"
+            text += f", or with one of {ACCEPTED}." if self._bodies.decodes else "."
+            raise Refusal(errors.UNSUPPORTED_ENCODING, text)
+        body = await self._read(request)
+        return await self._decode(encoding, body) if body else body
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        headers, content = request.headers, request.content
+        if content.is_eof():  # as is usual: it came with the head
+            self._grow(content.total_bytes)
+            return content.read_nowait()
+        declared = request.content_length
+        if declared is not None:
+            self._check(declared)
+        if headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= (1, 1):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # nothing of the answer itself has been sent
+        body = bytearray()
+        while chunk := await content.readany():
+            self._grow(len(chunk))
+            body += chunk
+        return bytes(body)
+
+    async def _decode(self, encoding: str, body: bytes) -> bytes:
+        """Decode: the first bytes of small bodies at once, everything else in a thread."""
+        pieces = decoded(encoding, body)
+        step = partial(next, pieces, None)
+        loop, encoded = asyncio.get_running_loop(), self._size
+        found: list[bytes] = []
+        self._size = 0  # the two are bounded alone, and charged together
+        try:
+            is_quick = len(body) <= FEED and is_loaded(encoding)
+            most = FIRST
+            while piece := step() if is_quick else await loop.run_in_executor(_threads(), step):
+                self._grow(len(piece))
+                found.append(piece)
+                if len(piece) < most:
+                    break
+                is_quick, most = False, PIECE
+        except EncodingError as error:
+            raise Refusal(
+                errors.BAD_REQUEST,
+                f"The body is not the {encoding} that its Content-Encoding announces: {error}.",
+            ) from error
+        finally:
+            self._bodies.held -= encoded
+        return b"".join(found)
+
+    def _grow(self, more: int) -> None:
+        self._check(more)
+        self._size += more
+        self._bodies.held += more
+
+    def _check(self, more: int) -> None:
+        """Raise Refusal if there is no room for so many more bytes."""
+        bodies = self._bodies
+        if self._size + more > bodies.max_body:
+            remedy = f" or raise {bodies.table} max_body" if bodies.table else ""
+            raise Refusal(
+                errors.REQUEST_TOO_LARGE,
+                f"The request body is larger than {bodies.max_body} bytes; send a smaller one"
+                f"{remedy}.",
+            )
+        if bodies.held + more > bodies.max_buffered:
+            limit = f" ({bodies.table} max_buffered)" if bodies.table else ""
+            raise Refusal(
+                errors.OVERLOADED,
+                f"As many request bodies are held here as may be{limit}; try again in a moment.",
+            )
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    """Of their own: the loop's may all be waiting for DNS."""
+    return ThreadPoolExecutor(2, thread_name_prefix="decode")
