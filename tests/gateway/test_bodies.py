@@ -85,8 +85,9 @@ async def test_a_body_that_finds_no_room_on_the_way_is_refused_and_gives_its_sha
     async with (
         small_fleet() as (fleet, bodies),
         client(fleet, b"Content-Length: 1000") as first,
-        client(fleet, b"Content-Length: 1000") as second,
+        client(fleet, b"Content-Length: 1000", b"Expect: 100-continue") as second,
     ):
+        await second.read_until(b"\r\n\r\n")  # its length had room
         await first.send(padded(800))
         await until(lambda: bodies.held == 800)
         await second.send(padded(600))
