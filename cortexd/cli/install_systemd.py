@@ -68,12 +68,16 @@ def _go(args: argparse.Namespace, root: Path, choice: units.Choice) -> int:
         )
         return 1
     command, needed = _installed()
+    # Before the plan: units that can't start are no plan. An image has other permissions.
+    if trouble := units.hidden(needed) or (None if args.prefix else units.unreadable(needed)):
+        print(f"Nothing was changed: {_elsewhere(trouble)}", file=sys.stderr)
+        return 1
     steps = [] if args.prefix else units.commands(is_running=Path("/run/systemd/system").is_dir())
     planned = [(file, units.fate(file, root)) for file in units.files(command, choice)]
     print(_plan(planned, steps, root, command))
     if args.dry_run:
         return 0
-    if refusal := None if args.prefix else _refusal(command, needed, steps):
+    if refusal := None if args.prefix else _refusal(command, steps):
         print(f"\nNothing was changed: {refusal}", file=sys.stderr)
         return 1
     if not args.yes and not _agreed():
@@ -104,19 +108,26 @@ def _installed() -> tuple[str, list[Path]]:
     return command, [*needed, script] if script.exists() else needed
 
 
-def _refusal(command: str, needed: list[Path], steps: list[list[str]]) -> str | None:
+def _elsewhere(trouble: str) -> str:
+    import cortexd
+
+    checkout = Path(cortexd.__file__).parents[1]
+    source = checkout if (checkout / "setup.cfg").exists() else "cortexd"
+    return (
+        f"{trouble}, so it could not start. Install cortexd where every user can read it, with a "
+        "Python that is not in a home either:\n"
+        "  sudo python3 -m venv /opt/cortexd\n"
+        f"  sudo /opt/cortexd/bin/pip install {source}\n"
+        f"  sudo /opt/cortexd/bin/cortexd {' '.join(sys.argv[1:])}"
+    )
+
+
+def _refusal(command: str, steps: list[list[str]]) -> str | None:
     missing = [step[0] for step in steps if shutil.which(step[0]) is None]
     if missing:
         return (
             f"{missing[0]} is not on this host, so systemd is not either. "
             "Run `cortexd serve` under the supervisor that you have."
-        )
-    if trouble := units.unreachable(needed):
-        return (
-            f"{trouble}. Install cortexd where every user can read it, for example:\n"
-            "  sudo python3 -m venv /opt/cortexd\n"
-            "  sudo /opt/cortexd/bin/pip install cortexd\n"
-            "  sudo /opt/cortexd/bin/cortexd install-systemd"
         )
     if os.geteuid() != 0:
         words = " ".join([*command.split(), *sys.argv[1:]])

@@ -18,9 +18,8 @@ USER: Final = "cortexd"
 SHIPPED_COMMAND: Final = "/usr/bin/cortexd"  # in the units as they are shipped
 MARK: Final = "# Written by `cortexd install-systemd`, which replaces it when it is called again.\n"
 # What the units' ProtectHome and PrivateTmp hide from the service.
-HIDDEN: Final = tuple(
-    map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))  # noqa: S108 - none is used
-)
+HOMES: Final = (Path("/home"), Path("/root"), Path("/run/user"))
+HIDDEN: Final = (*HOMES, Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - none is used
 
 Fate = Literal["new", "same", "replaced", "kept"]
 
@@ -99,13 +98,23 @@ def packaged(root: Path) -> Path | None:
     return None
 
 
-def unreachable(paths: Sequence[Path]) -> str | None:
-    """Why a service can't run what lies at `paths`, in words; None: it can. Raises OSError."""
+def hidden(paths: Sequence[Path]) -> str | None:
+    """Why a service does not see what lies at `paths`; None: it does.
+
+    A link counts where it lies and where it leads: a virtual environment's Python is one.
+    """
+    for path in paths:
+        for place in (path, path.resolve()):
+            if above := next((each for each in HIDDEN if place.is_relative_to(each)), None):
+                setting = "ProtectHome=" if above in HOMES else "PrivateTmp="
+                return f"{place} lies below {above}, which the service can't see ({setting})"
+    return None
+
+
+def unreadable(paths: Sequence[Path]) -> str | None:
+    """Why a service may not read what lies at `paths`; None: it may. Raises OSError."""
     for path in paths:
         real = path.resolve()
-        hidden = next((place for place in HIDDEN if real.is_relative_to(place)), None)
-        if hidden is not None:
-            return f"{real} lies below {hidden}, which the service can't see"
         for step in (real, *real.parents):
             mode = step.stat().st_mode
             needed = stat.S_IXOTH if step.is_dir() else stat.S_IROTH

@@ -86,22 +86,32 @@ def test_a_package_of_the_distribution_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_service_can_run_what_everybody_may_read() -> None:
-    assert units.unreachable([Path("/usr/bin"), Path("/bin/sh")]) is None
+    paths = [Path("/usr/bin"), Path("/bin/sh")]
+    assert (units.hidden(paths), units.unreadable(paths)) == (None, None)
 
 
 @pytest.mark.parametrize("home", units.HIDDEN)
-def test_a_service_sees_nobodys_home(home: Path) -> None:
-    trouble = units.unreachable([home / "cortexd"])
-    assert trouble == f"{home}/cortexd lies below {home}, which the service can't see"
+def test_a_service_sees_no_home_and_no_temporary_directory(home: Path) -> None:
+    trouble = units.hidden([Path("/usr/bin"), home / "cortexd"])
+    setting = "PrivateTmp=" if home.name == "tmp" else "ProtectHome="
+    assert trouble == (f"{home}/cortexd lies below {home}, which the service can't see ({setting})")
 
 
-def test_a_service_does_not_get_through_a_closed_door(
+def test_a_link_counts_where_it_lies_and_where_it_leads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "HIDDEN", ())
+    monkeypatch.setattr(units, "HIDDEN", (tmp_path / "home",))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/python").symlink_to("/usr/bin/python3")
+    (tmp_path / "opt").symlink_to(tmp_path / "home")
+    assert units.hidden([tmp_path / "home/python"])
+    assert units.hidden([tmp_path / "opt"])
+
+
+def test_a_service_does_not_read_what_is_closed_to_others(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(0o750)
     closed.joinpath("cortexd").touch(0o755)
     closed.chmod(0o750)
-    trouble = units.unreachable([closed / "cortexd"])
+    trouble = units.unreadable([closed / "cortexd"])
     assert trouble == f"the user cortexd may not read {closed}"
