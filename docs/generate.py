@@ -77,12 +77,14 @@ in both is an error that names both places.
 
 ## Logs
 
-One line per event on stderr: text on a terminal, JSON anywhere else or as `[logging] format` says (`--log-format`
-and `--log-level` of `serve` and `neuron` come before it). Nobody waits for who reads them: what a full disk or a pipe
-does not take in time is dropped, and a line says how many were lost. With `[gateway] access_log`, each inference
-request has one at the level `info`, by these names as far as they are known: `request_id`, `path`, `status`,
-`duration_s`, `client`, `code` (of a refusal), `model`, `node`, `route`, `first_byte_s`, `prompt_tokens`,
-`completion_tokens`. Prompts, answers, keys and query strings are in no line, at no level.
+One line per event on stderr: text on a terminal, text with a syslog priority (`<4>`) under systemd, whose journal adds
+the time, and JSON anywhere else or as `[logging] format` says (`--log-format` and `--log-level` of `serve` and `neuron`
+come before it). The gateway never waits for its log: what a full disk or a pipe does not take in time is dropped, and a
+line tells how many were lost. With `[gateway] access_log`, each inference request has one at the level `info`. As text it
+begins with status, model, node and duration (`200 Qwen/Qwen3-8B beast 1.204s /v1/chat/completions …`, `-` for what is
+unknown); the fields, as far as they are known, are `request_id`, `path`, `status`, `duration_s`, `client`, `code` (of a
+refusal), `model`, `node`, `route`, `first_byte_s`, `prompt_tokens`, `completion_tokens`. Prompts, answers, keys and query
+strings are in no line, at no level.
 
 # The gateway: `cortex.toml`
 

@@ -14,12 +14,12 @@ def add_logging_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log-level",
         choices=["debug", "info", "warning", "error"],
-        help="the least that is said (default: [logging] level)",
+        help="the minimum level (default: [logging] level)",
     )
     parser.add_argument(
         "--log-format",
         choices=["auto", "text", "json"],
-        help="how it is said: auto is text on a terminal, else json (default: [logging] format)",
+        help="auto is text on a terminal and in the journal, else json (default: [logging] format)",
     )
 
 

@@ -11,11 +11,11 @@ Format = Literal["auto", "text", "json"]
 
 
 class Logging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[logging]`: what is said on stderr, and how. Prompts, answers and secrets never are.
+    """`[logging]`: what is logged to stderr, and how. Prompts, answers and secrets never are.
 
-    level: the least that is said.
+    level: the minimum level.
     format: "text" for people, "json" for programs, one line per event; "auto" is text on a
-        terminal and json anywhere else.
+        terminal and in the systemd journal, and json anywhere else.
     """
 
     level: Level = "info"

@@ -6,6 +6,7 @@ Lines are written many at a time, in the form of the other logs, nothing but pri
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import suppress
 from typing import Final, Literal
@@ -13,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 
 from cortexd.config.logs import Format
-from cortexd.daemon.logs import TextStream, escaped, is_for_people
+from cortexd.daemon.logs import TextStream, escaped, layout, priority
 
 
 class AccessLine(msgspec.Struct, omit_defaults=True, tag_field="logger", tag="cortexd.access"):
@@ -43,7 +44,7 @@ class AccessLog:
 
     def __init__(self, stream: TextStream, form: Format = "auto") -> None:
         self._stream = stream
-        self._format = _words if is_for_people(stream, form) else _json
+        self._format = _FORMATS[layout(stream, form)]
 
     def write(self, lines: list[AccessLine]) -> None:
         """Write them at once; a full disk or a closed pipe harms nothing."""
@@ -60,16 +61,29 @@ def _json(lines: list[AccessLine]) -> str:
 
 
 def _words(lines: list[AccessLine]) -> str:
-    return "".join(map(_in_words, lines))
+    return "".join(
+        f"{time.strftime('%H:%M:%S', time.localtime(line.ts))} INFO    {_in_words(line)}\n"
+        for line in lines
+    )
+
+
+def _journal(lines: list[AccessLine]) -> str:
+    return "".join(f"<{_INFO}>{_in_words(line)}\n" for line in lines)
 
 
 def _in_words(line: AccessLine) -> str:
-    clock = time.strftime("%H:%M:%S", time.localtime(line.ts))
+    """What people look for first: status, model, node and duration; then the rest by name."""
     fields = {
         name: value
         for name, value in msgspec.structs.asdict(line).items()
-        if name not in ("ts", "level", "status", "path", "model") and value is not None
+        if name not in _LEADING and value is not None
     }
-    said = [str(line.status), line.path, line.model or "-"]
-    said += [f"{name}={value}" for name, value in fields.items()]
-    return f"{clock} INFO    {escaped(' '.join(said))}\n"
+    parts = [str(line.status), line.model or "-", line.node or "-", f"{line.duration_s:.3f}s"]
+    parts.append(line.path)
+    parts += [f"{name}={value}" for name, value in fields.items()]
+    return escaped(" ".join(parts))
+
+
+_INFO: Final = priority(logging.INFO)
+_LEADING: Final = ("ts", "level", "status", "model", "node", "duration_s", "path")
+_FORMATS: Final = {"words": _words, "journal": _journal, "json": _json}

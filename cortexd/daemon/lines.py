@@ -40,6 +40,11 @@ class Lines:
         self._is_closing = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def descriptor(self) -> int | None:
+        """Where it writes; None: nowhere."""
+        return self._descriptor
+
     def isatty(self) -> bool:
         """Whether a person reads it."""
         return self._descriptor is not None and os.isatty(self._descriptor)

@@ -1,4 +1,5 @@
-"""Logs on stderr: one line per event; words on a terminal and JSON anywhere else, or as told.
+"""Logs on stderr: one line per event; text on a terminal and in the systemd journal, JSON anywhere
+else, or as configured.
 
 Whatever an event carries (a model's name, a node's words) is escaped: no line ever holds a control
 character or more than ASCII.
@@ -8,13 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from cortexd.config.logs import Format, Logging
 from cortexd.daemon.lines import Lines
+
+Layout = Literal["words", "journal", "json"]
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _QUIET = {
@@ -32,7 +37,7 @@ def configure(settings: Logging | None = None, stream: TextStream | None = None)
     """
     settings, stream = settings or Logging(), stream or _stderr()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Words() if is_for_people(stream, settings.format) else Json())
+    handler.setFormatter(_FORMATTERS[layout(stream, settings.format)]())
     logging.raiseExceptions = False  # a full disk or a closed pipe harms nothing
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -42,9 +47,25 @@ def configure(settings: Logging | None = None, stream: TextStream | None = None)
     return stream
 
 
-def is_for_people(stream: TextStream, form: Format) -> bool:
-    """Whether lines of that form on that stream are words."""
-    return stream.isatty() if form == "auto" else form == "text"
+def layout(stream: TextStream, form: Format, environ: Mapping[str, str] = os.environ) -> Layout:
+    """How lines of that format look on that stream: `words`, `journal` or `json`."""
+    if form == "json":
+        return "json"
+    if is_journal(stream, environ):
+        return "journal"
+    return "words" if form == "text" or stream.isatty() else "json"
+
+
+def is_journal(stream: TextStream, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the stream leads to the systemd journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    descriptor = getattr(stream, "descriptor", None)
+    if descriptor is None or not (told := environ.get("JOURNAL_STREAM")):
+        return False
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return told == f"{found.st_dev}:{found.st_ino}"  # a redirected stderr inherits the variable
 
 
 @cache
@@ -85,6 +106,30 @@ class Words(logging.Formatter):
         return line
 
 
+class Journal(logging.Formatter):
+    """`<4>message  key=value …`: the journal has the time, and takes the priority off the line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or more with a traceback, each with the priority (sd-daemon(3))."""
+        fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
+        lines = [record.getMessage() + fields]
+        if record.exc_info:
+            lines += self.formatException(record.exc_info).split("\n")
+        mark = f"<{priority(record.levelno)}>"
+        return "\n".join(f"{mark}{escaped(line)}" for line in lines)
+
+
+def priority(level: int) -> int:
+    """The syslog priority of a level: 7 is debug, 6 info, 4 warning, 3 error, 2 critical."""
+    if level >= logging.CRITICAL:
+        return 2
+    if level >= logging.ERROR:
+        return 3
+    if level >= logging.WARNING:
+        return 4
+    return 6 if level >= logging.INFO else 7
+
+
 class Json(logging.Formatter):
     """`{"ts":…,"level":…,"logger":…,"msg":…}` and what the event carries besides."""
 
@@ -100,6 +145,9 @@ class Json(logging.Formatter):
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
         return json.dumps(event, default=str)
+
+
+_FORMATTERS: Final = {"words": Words, "journal": Journal, "json": Json}
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

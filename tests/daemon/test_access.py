@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from cortexd.daemon.access import AccessLine, AccessLog
+from tests.daemon.journal import journal
 
 
 class Terminal(io.StringIO):
@@ -52,7 +54,19 @@ def test_on_a_terminal_it_is_words() -> None:
     log = AccessLog(stream)
     log.write([line(node="a", first_byte_s=0.1)])
     words = stream.getvalue().split(" ", 1)[1]
-    assert words == "INFO    200 /v1 m request_id=r duration_s=0.25 node=a first_byte_s=0.1\n"
+    assert words == "INFO    200 m a 0.250s /v1 request_id=r first_byte_s=0.1\n"
+
+
+def test_in_the_journal_a_line_has_a_priority_and_leads_with_what_people_look_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with journal(tmp_path, monkeypatch) as stream:
+        log = AccessLog(stream)
+        log.write([line(node="a", route="loaded"), line("x y", status=503, code="no_room")])
+    assert stream.getvalue() == (
+        "<6>200 m a 0.250s /v1 request_id=r route=loaded\n"
+        "<6>503 x y - 0.250s /v1 request_id=r code=no_room\n"
+    )
 
 
 def test_a_closed_stream_harms_nothing() -> None:

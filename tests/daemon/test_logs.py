@@ -3,12 +3,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cortexd.config.logs import Format, Level, Logging
 from cortexd.daemon import logs
+from tests.daemon.journal import journal
 
 
 class Terminal(io.StringIO):
@@ -99,3 +102,40 @@ def test_configured_again_every_event_is_said_once() -> None:
     said(first)
     said(second)
     assert len(first.getvalue().splitlines()) == len(second.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("form", ["auto", "text"])
+def test_in_the_journal_every_line_has_a_priority_and_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Format
+) -> None:
+    with journal(tmp_path, monkeypatch) as stream:
+        said(stream, level="debug", form=form)
+        logging.getLogger("cortexd.test").warning("watch out")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "<7>quiet"
+    assert lines[1] == r"<6>model evil\r\n\x1b[31m\u202ename node=a\nb count=2"
+    assert lines[2:4] == ["<3>failed", "<3>Traceback (most recent call last):"]
+    assert lines[-1] == "<4>watch out"
+    assert all(re.match(r"<[3467]>", line) for line in lines)
+    assert stream.getvalue().isascii()
+
+
+def test_json_that_is_asked_for_stays_json_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with journal(tmp_path, monkeypatch) as stream:
+        said(stream, form="json")
+    assert [json.loads(line)["level"] for line in stream.getvalue().splitlines()] == [
+        "info",
+        "error",
+    ]
+
+
+def test_a_stderr_that_was_redirected_is_not_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with journal(tmp_path, monkeypatch) as stream:
+        with (tmp_path / "elsewhere").open("wb") as other:
+            stream.descriptor = other.fileno()
+            said(stream)
+        assert json.loads(stream.getvalue().splitlines()[0])["level"] == "info"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -87,7 +88,7 @@ async def test_a_pipe_that_nobody_reads_harms_nothing(tmp_path: Path) -> None:
         os.set_blocking(into, True)
     try:
         async with gateway(tmp_path, into) as url:
-            assert set(await ask(url, 500)) == {503}
+            assert set(await ask(url, 500)) == {422}
     finally:
         os.close(out)
         os.close(into)
@@ -98,7 +99,7 @@ async def test_a_full_disk_harms_nothing(tmp_path: Path, form: str) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     try:
         async with gateway(tmp_path, full, "--log-format", form) as url:
-            assert set(await ask(url, 200)) == {503}
+            assert set(await ask(url, 200)) == {422}
     finally:
         os.close(full)
 
@@ -118,14 +119,14 @@ async def test_one_line_for_each_event_and_never_what_is_nobodys_business(
     requests = [line for line in text.splitlines() if "/v1/chat/completions" in line]
     assert len(requests) == 3
     if form == "text":
-        assert "503 /v1/chat/completions m request_id=" in requests[0]
+        assert re.search(r" 422 m - \d\.\d{3}s /v1/chat/completions request_id=", requests[0])
         assert "client=127.0.0.1" in requests[0]
         return
     lines = [json.loads(line) for line in text.splitlines()]
     assert all({"ts", "level", "logger"} <= line.keys() for line in lines)
     entry = json.loads(requests[0])
-    assert (entry["logger"], entry["status"], entry["model"]) == ("cortexd.access", 503, "m")
-    assert (entry["client"], entry["code"]) == ("127.0.0.1", "no_healthy_nodes")
+    assert (entry["logger"], entry["status"], entry["model"]) == ("cortexd.access", 422, "m")
+    assert (entry["client"], entry["code"]) == ("127.0.0.1", "no_feasible_neuron")
     assert {"request_id", "duration_s"} <= entry.keys()
     assert "stopping: SIGTERM" in text
 
@@ -171,3 +172,21 @@ async def answers(port: int) -> bool:
         session.get(f"http://127.0.0.1:{port}/health") as answer,
     ):
         return answer.status == 200
+
+
+@pytest.mark.parametrize("form", ["auto", "json"])
+async def test_a_service_logs_text_with_priorities_unless_json_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as stderr:
+        found = os.fstat(stderr.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+        async with gateway(tmp_path, stderr.fileno(), logging={"format": form}) as url:
+            await ask(url, 1)
+    lines = log.read_text().splitlines()
+    if form == "json":
+        assert all(json.loads(line) for line in lines)
+    else:
+        assert all(re.match(r"<[2-7]>\S", line) for line in lines)
+        assert any(re.match(r"<6>422 m - \d\.\d{3}s /v1/chat", line) for line in lines)
