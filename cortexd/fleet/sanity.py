@@ -209,7 +209,9 @@ class _Doubts:
                 self.note_at(f"{path}: {field} can't be true", key)
         for field in _TEXTS.get(type(thing), ()):
             text = getattr(thing, field)
-            if text is not None and (len(text) > MAX_TEXT or not text.isprintable()):
+            if text is not None and (
+                len(text) > MAX_TEXT or text[-1:] == "." or not text.isprintable()
+            ):
                 better[field] = plain(text)
         return msgspec.structs.replace(thing, **better) if better else thing
 

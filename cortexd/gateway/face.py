@@ -95,8 +95,9 @@ def as_json(inbound: Inbound, content: object, status: int = 200) -> web.Respons
 
 def unknown_route(inbound: Inbound) -> Refusal:
     """Nothing is there."""
+    inference = "/v1/messages" if inbound.dialect == "anthropic" else "/v1/chat/completions"
     return Refusal(
         errors.UNKNOWN_ROUTE,
         f"There is no {inbound.request.method} {inbound.path[:200]} here; inference is at "
-        "/v1/chat/completions, models are listed at /v1/models.",
+        f"{inference}, models are listed at /v1/models.",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from cortexd.config.catalogue import DEFAULT_PRIORITY
@@ -12,7 +12,18 @@ from cortexd.fleet import snapshot as picture
 from cortexd.fleet.snapshot import Ledger, Snapshot
 from cortexd.gateway.health import NOTHING
 from cortexd.wire.fleet import Device, Fleet, Hardware, Load, Model, Node, Totals
-from cortexd.wire.neuron import LOADED, RELOADING, DeviceHealth, Discovery, ModelLoad, Progress
+from cortexd.wire.neuron import (
+    LOADED,
+    LOADING,
+    RECOVERING,
+    RELOADING,
+    DeviceHealth,
+    Discovery,
+    ModelLoad,
+    Progress,
+)
+
+_COMING: Final = frozenset({LOADING, RECOVERING, RELOADING})  # what a progress may be of
 
 
 def view(
@@ -116,7 +127,7 @@ def _model(
     unanswered: Mapping[tuple[str, str], float],
 ) -> Model:
     info, key = node.models[model], (node.name, model)
-    progress = info.progress or Progress()
+    progress = (info.progress if info.status in _COMING else None) or Progress()
     profile = snapshot.catalogue.profiles.get(model)
     in_flight, last = ledger.in_flight.get(key, 0), ledger.last_access.get(key)
     idle = None if last is None else _since(last, now)

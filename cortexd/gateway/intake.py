@@ -59,6 +59,8 @@ def parse_view(body: bytes, content_type: str = "application/json") -> RequestVi
     """
     is_form = content_type != "application/json" and multipart.is_form(content_type)
     view = _form_view(body, content_type) if is_form else _json_view(body)
+    if not view.model:
+        raise _missing_model()
     if len(view.model) > MAX_MODEL_NAME:
         raise Refusal(
             errors.INVALID_VALUE,
@@ -133,8 +135,6 @@ def _form_view(body: bytes, content_type: str) -> RequestView:
         raise Refusal(
             errors.INVALID_VALUE, "The form's `model` is not UTF-8.", param="model"
         ) from error
-    if not model:
-        raise _missing_model()
     stream = body[fields.get("stream", slice(0))][:8].lower()
     if stream not in _BOOLEANS:
         raise Refusal(

@@ -113,11 +113,13 @@ class KeepAlive:
 
     def _progress(self) -> str:
         load = self._load
-        said = f"cortexd loading {self._inbound.model}"
+        # The load has ended, and the model answers as many requests as it can.
+        is_queued = self._waits and (load is None or load.has_ended)
+        said = f"cortexd {'waiting for' if is_queued else 'loading'} {self._inbound.model}"
         node = self._lazy_node if load is None else load.node
         if self._current.config.gateway.expose_route and node:
             said += f" on {node}"
-        if load is not None and load.fraction is not None:
+        if load is not None and load.fraction is not None and not is_queued:
             said += f" {load.fraction:.0%}"
         return "".join(char if char.isprintable() else "?" for char in said)
 

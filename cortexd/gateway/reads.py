@@ -102,6 +102,8 @@ class Reads:
 
     async def _one_model(self, inbound: Inbound) -> web.Response:
         name = inbound.path.removeprefix(MODEL_PREFIX)
+        if not name:
+            return await self._list_models(inbound)
         return as_json(
             inbound, self._models.card(name, self._registry.snapshot, self._registry.ledger)
         )

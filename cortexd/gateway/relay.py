@@ -298,13 +298,13 @@ def _refusal(fault: UpstreamFault, route: RouteDecision, hint: str) -> Refusal:
         return Refusal(
             errors.UPSTREAM_FAILED,
             f"The node {node} lists the model {model!r}, but refuses requests for it: "
-            f"{words.rstrip('.')}. Load it again there, or restart the node's engine.",
+            f"{words}. Load it again there, or restart the node's engine.",
         )
     if fault.what == "answered":
         words, _ = fault_text(fault.content)
         return Refusal(
             errors.UPSTREAM_FAILED,
-            f"The node {node} answered {fault.status} for {model!r}: {words}",
+            f"The node {node} answered {fault.status} for {model!r}: {words}.",
         )
     return Refusal(
         errors.UPSTREAM_FAILED,

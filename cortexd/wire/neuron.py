@@ -210,8 +210,11 @@ def endpoint_path(model: str) -> str:
 
 
 def plain(text: str, limit: int = MAX_TEXT) -> str:
-    """A node's words as one line without control characters, cut to `limit` characters."""
-    words = " ".join(text.split())
+    """A node's words as one line without control characters, cut to `limit` characters.
+
+    Without a full stop at its end, since it is quoted within sentences.
+    """
+    words = " ".join(text.split()).rstrip(". ")
     if not words.isprintable():
         words = "".join(char if char.isprintable() else "?" for char in words)
     return words if len(words) <= limit else words[: limit - 1] + "…"

@@ -114,7 +114,7 @@ _PART: Final = {"type": "output_text", "text": "hello", "annotations": []}
 _ITEM: Final = {"id": "msg_1", "type": "message", "role": "assistant"}
 _WHERE: Final = {"item_id": "msg_1", "output_index": 0, "content_index": 0, "logprobs": []}
 _DONE: Final = b"data: [DONE]\n\n"
-_COMMENTS: Final = re.compile(rb"(?:: cortexd loading [^\n]*\n\n)*")
+_COMMENTS: Final = re.compile(rb"(?:: cortexd (?:loading|waiting for) [^\n]*\n\n)*")
 _HI: Final = [{"role": "user", "content": "hi"}]
 
 CHAT: Final = Dialect(

@@ -417,6 +417,6 @@ async def test_expect_100_continue_is_answered() -> None:
 
 async def test_a_compressed_body_is_refused_in_words() -> None:
     async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
-        answer = await fleet.ask(headers={"Content-Encoding": "gzip"})
+        answer = await fleet.ask(headers={"Content-Encoding": "br"})
         assert answer.status == 415
         assert answer.json["error"]["code"] == "unsupported_encoding"
