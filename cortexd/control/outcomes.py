@@ -36,7 +36,7 @@ class Outcomes:
         ledger.unloadable.pop((node, model), None)
         log.info("loaded %r on %s in %.1f s", model, node, took)
         self._metrics.loads.inc(model, node, "ok")
-        self._metrics.load_duration.observe((took,), model)
+        self._metrics.load_duration.observe((took,), model, node)
         self._events.tell("load_ready", node=node, model=model, seconds=round(took, 3))
 
     def failed(self, entry: Entry, words: str) -> None:

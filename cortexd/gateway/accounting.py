@@ -13,6 +13,7 @@ from cortexd.daemon.access import AccessLine
 from cortexd.errors import Refusal
 from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import OTHER, Metrics
+from cortexd.proxy.exchange import Carried
 
 # Answers that speak of no tokens by their nature.
 UNCOUNTED = frozenset(
@@ -104,7 +105,9 @@ class Accounting:
         known = one.model in snapshot.replicas or one.model in snapshot.catalogue.profiles
         model = one.model if known and one.model is not None else OTHER
         metrics.requests.inc(model, one.path, str(one.status), by=len(some))
-        metrics.request_duration.observe([each.ended - each.received for each in some], model)
+        node = one.route.node if one.route is not None and one.carried is not None else OTHER
+        took = [each.ended - each.received for each in some]
+        metrics.request_duration.observe(took, model, node)
         metrics.overhead.observe(
             [
                 max(0.0, each.sent - each.received - each.waited)
@@ -131,12 +134,20 @@ class Accounting:
         if some[0].path not in UNCOUNTED:
             metrics.used(model, route.node, [carried.usage for carried in answers])
         for inbound in some:
-            if inbound.is_stream and (first := _first_byte(inbound)) is not None:
-                metrics.first_token.observe((first,), model)
-                usage = inbound.carried and inbound.carried.usage
-                span = inbound.ended - inbound.received - first
-                if usage and span > 0:
-                    metrics.output_rate.observe((usage.completion / span,), model)
+            carried = inbound.carried
+            if inbound.is_stream and carried is not None and carried.first_byte is not None:
+                self._streamed(inbound, carried, model, route.node)
+
+    def _streamed(self, inbound: Inbound, carried: Carried, model: str, node: str) -> None:
+        """Count how fast a stream was."""
+        metrics, first = self._metrics, carried.first_token
+        began = carried.first_byte if first is None else first
+        if carried.first_byte is not None:
+            metrics.first_byte.observe((carried.first_byte - inbound.received,), model, node)
+        if first is not None:
+            metrics.first_token.observe((first - inbound.received,), model, node)
+        if carried.usage and began is not None and (span := inbound.ended - began) > 0:
+            metrics.output_rate.observe((carried.usage.completion / span,), model, node)
 
 
 def _first_byte(inbound: Inbound) -> float | None:

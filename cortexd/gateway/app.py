@@ -38,12 +38,14 @@ from cortexd.daemon.resolver import Resolver
 from cortexd.daemon.state import StateFile, noted, remembered
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet_gauges import FleetCollector
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import Admin
 from cortexd.gateway.browser_access import BrowserAccess
 from cortexd.gateway.face import Face
 from cortexd.gateway.health import status_line
 from cortexd.gateway.intake import new_request_id, request_id
+from cortexd.gateway.known_series import KnownSeries
 from cortexd.gateway.listeners import Key, Listeners, spelt
 from cortexd.gateway.reads import Reads
 from cortexd.gateway.refusals import answer, dialect_of
@@ -51,7 +53,7 @@ from cortexd.gateway.relay import Relay
 from cortexd.gateway.reload import Reload
 from cortexd.gateway.shutdown import Shutdown
 from cortexd.gateway.upstream_watch import UpstreamWatch
-from cortexd.metrics import FleetCollector, Metrics
+from cortexd.metrics import Metrics
 from cortexd.nodes.client import NeuronClient, outward_socket
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.listen import connection_cap
@@ -207,11 +209,13 @@ class Gateway:
         self.reload = Reload(
             current, self._reread, self.listeners, self._follow, self.metrics, self._events
         )
+        self._known_series = KnownSeries(self.metrics, self.registry)
         self._reads = Reads(
             self.registry,
             self.table,
             self._accounting,
             self.metrics,
+            self._known_series,
             self._events,
             current,
             self._watch,
@@ -220,13 +224,15 @@ class Gateway:
         )
         self._admin = Admin(self._operator, self.reload, current)
         self._shutdown = Shutdown(self._interrupt)
-        self.metrics.registry.register(
+        self.metrics.register(
             FleetCollector(
                 lambda: self.registry.snapshot,
                 self.registry.ledger,
                 self.table.waiting,
                 self.table.longest_wait,
                 time.monotonic,
+                self._known_series.pairs.keys(),
+                self._known_series.models.keys(),
             )
         )
         try:
@@ -294,6 +300,7 @@ class Gateway:
     def _forget_node(self, name: str) -> None:
         self._accounting.settle()
         self.metrics.forget_node(name)
+        self._known_series.forget_node(name)
         self._known_models.forget(name)
 
     def _connect(self, neuron: Neuron, token: str | None) -> NeuronClient:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 from urllib.parse import urlsplit
+
+import msgspec
 
 from cortexd.config.catalogue import DEFAULT_PRIORITY
 from cortexd.control.entry import Entry
 from cortexd.fleet import snapshot as picture
 from cortexd.fleet.snapshot import Ledger, Snapshot
 from cortexd.gateway.health import NOTHING
-from cortexd.wire.fleet import Device, Fleet, Hardware, Load, Model, Node, Totals
+from cortexd.wire.fleet import Device, Hardware, Load, Model, Node, Totals
 from cortexd.wire.neuron import (
     LOADED,
     LOADING,
@@ -25,28 +27,35 @@ from cortexd.wire.neuron import (
 
 _COMING: Final = frozenset({LOADING, RECOVERING, RELOADING})  # what a progress may be of
 
+_encode: Final = msgspec.json.Encoder().encode
 
-def view(
+
+def pieces(
     snapshot: Snapshot,
     ledger: Ledger,
     entries: Iterable[Entry],
     waiting: int,
     now: float,
     unanswered: Mapping[tuple[str, str], float] = NOTHING,
-) -> Fleet:
-    """The fleet at `now`, monotonic. entries: what is under way. waiting: requests for a model.
+) -> Iterator[bytes]:
+    """Yield a `Fleet` as JSON, node by node.
 
+    The fleet at `now`, monotonic. entries: what is under way. waiting: requests for a model.
     unanswered: (node, model) → when its oldest request without a byte was sent, monotonic.
     """
     at_work: dict[str, int] = {}
     for (name, _), count in ledger.in_flight.items():
         at_work[name] = at_work.get(name, 0) + count
-    nodes = [
-        _node(node, snapshot, ledger, at_work.get(node.name, 0), now, unanswered)
-        for node in sorted(snapshot.nodes.values(), key=lambda node: node.name)
-    ]
     loads = [_load(entry, now) for entry in entries]
-    return Fleet(nodes, loads, _totals(nodes, waiting), snapshot.settled)
+    nodes: list[Node] = []
+    yield b'{"nodes":['
+    for node in sorted(snapshot.nodes.values(), key=lambda node: node.name):
+        made = _node(node, snapshot, ledger, at_work.get(node.name, 0), now, unanswered)
+        yield (b"," if nodes else b"") + _encode(made)
+        nodes.append(made)
+    # The rest of the answer, but for the brace that it opens with.
+    rest = {"loads": loads, "totals": _totals(nodes, waiting), "settled": snapshot.settled}
+    yield b"]," + _encode(rest)[1:]
 
 
 def _node(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import builtins
+from collections.abc import Iterator
+from typing import Any, Final
 
 import msgspec
 
@@ -10,6 +12,7 @@ from cortexd.fleet.assessment import infeasibility
 from cortexd.fleet.loadable import no_file_reason
 from cortexd.fleet.routing import listed_before, unknown_model
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
+from cortexd.gateway.steps import in_steps
 from cortexd.wire.neuron import (
     FAILED,
     LOADED,
@@ -25,6 +28,7 @@ from cortexd.wire.openai import Location, ModelCard, ModelList
 # What the fleet says of a model that several nodes know: the best of their words.
 _PRECEDENCE = {LOADED: 0, RELOADING: 0, LOADING: 1, RECOVERING: 2, UNLOADED: 3, FAILED: 4}
 _SHOWN = {RELOADING: LOADED}
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class ModelBook:
@@ -32,15 +36,33 @@ class ModelBook:
 
     def __init__(self, created: int) -> None:
         self._created = created
+        self._known: tuple[_Facts, bytes] | None = None
 
     def list(self, snapshot: Snapshot, ledger: Ledger) -> ModelList:
         """The catalogue, what nodes report or did before the start, and the aliases; by id."""
-        catalogue = snapshot.catalogue
-        names = {*catalogue.profiles, *snapshot.replicas, *catalogue.aliases}
-        for node in snapshot.nodes.values():
-            if node.is_unheard:
-                names.update(node.listed_before)
-        return ModelList([self.card(name, snapshot, ledger) for name in sorted(names)])
+        return ModelList([self.card(name, snapshot, ledger) for name in _names(snapshot)])
+
+    def cached(self, snapshot: Snapshot, ledger: Ledger) -> bytes | None:
+        """Return the encoded list if nothing in it has changed since it was made."""
+        known = self._known
+        return known[1] if known is not None and known[0] == _Facts.of(snapshot, ledger) else None
+
+    async def encoded(self, snapshot: Snapshot, ledger: Ledger) -> bytes:
+        """Return the list as JSON, made in steps and kept until something in it changes."""
+        facts = _Facts.of(snapshot, ledger)
+        listed = await in_steps(self._pieces(snapshot, ledger))
+        if facts == _Facts.of(snapshot, ledger):  # no load began or ended meanwhile
+            self._known = facts, listed
+        return listed
+
+    def _pieces(self, snapshot: Snapshot, ledger: Ledger) -> Iterator[bytes]:
+        """The same as `list`, as JSON."""
+        yield b'{"object":"list","data":['
+        comma = b""
+        for name in _names(snapshot):
+            yield comma + _encode(self.card(name, snapshot, ledger))
+            comma = b","
+        yield b"]}"
 
     def card(self, name: str, snapshot: Snapshot, ledger: Ledger) -> ModelCard:
         """One model or alias. Raises Refusal (model_not_found, feasible_node_unhealthy)."""
@@ -87,6 +109,62 @@ class ModelBook:
             reasoning=_known(_first(infos, "reasoning")),
             alias_of=model if model != name else msgspec.UNSET,
         )
+
+
+# Fields of a node that move with every poll and stand in no card.
+_GAUGES: Final = frozenset(
+    {
+        "busy",
+        "failures",
+        "health",
+        "health_at",
+        "last_contact",
+        "nonsense",
+        "told",
+        "trouble",
+        "unhealthy_since",
+    }
+)
+_SHOWN_FIELDS: Final = tuple(field for field in Node.__struct_fields__ if field not in _GAUGES)
+
+
+class _Facts:
+    """What a list of models is made of; equal when it would come out the same."""
+
+    def __init__(self, loading: dict[str, str], parts: builtins.list[Any]) -> None:
+        self._loading = loading
+        self._parts = parts
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, ledger: Ledger) -> _Facts:
+        nodes = snapshot.nodes.values()
+        parts = [getattr(node, field) for node in nodes for field in _SHOWN_FIELDS]
+        return cls(dict(ledger.loading), [snapshot.catalogue, *parts])
+
+    def __eq__(self, other: object) -> bool:
+        """Mappings of a thousand models are the same one, or taken to have changed."""
+        if not isinstance(other, _Facts) or self._loading != other._loading:
+            return False
+        if len(self._parts) != len(other._parts):
+            return False
+        return all(
+            a is b or (isinstance(a, _PLAIN) and a == b)
+            for a, b in zip(self._parts, other._parts, strict=True)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_PLAIN: Final = (str, int, float)
+
+
+def _names(snapshot: Snapshot) -> builtins.list[str]:
+    catalogue = snapshot.catalogue
+    names = {*catalogue.profiles, *snapshot.replicas, *catalogue.aliases}
+    for node in snapshot.nodes.values():
+        if node.is_unheard:
+            names.update(node.listed_before)
+    return sorted(names)
 
 
 def _reported(model: str, snapshot: Snapshot) -> list[tuple[Node, Model]]:

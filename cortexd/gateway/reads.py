@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import chain
 
 from aiohttp import web
 
@@ -19,11 +20,13 @@ from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.cors import allowance
 from cortexd.gateway.events import stream_events
 from cortexd.gateway.face import Methods, as_json, read, unknown_route
-from cortexd.gateway.fleet import view
+from cortexd.gateway.fleet import pieces
 from cortexd.gateway.health import condition, failed_loads
 from cortexd.gateway.inbound import Inbound
+from cortexd.gateway.known_series import KnownSeries
 from cortexd.gateway.openai import ModelBook
 from cortexd.gateway.refusals import own_headers
+from cortexd.gateway.steps import in_steps
 from cortexd.gateway.upstream_watch import UpstreamWatch
 from cortexd.metrics import Metrics
 
@@ -43,6 +46,7 @@ class Reads:
         table: LoadTable,
         accounting: Accounting,
         metrics: Metrics,
+        known_series: KnownSeries,
         events: Events,
         current: Current,
         watch: UpstreamWatch,
@@ -54,11 +58,14 @@ class Reads:
         self._table = table
         self._accounting = accounting
         self._metrics = metrics
+        self._known_series = known_series
         self._events = events
         self._current = current
         self._is_ready = is_ready
         self._problems = problems
         self._watch = watch
+        # One large answer at a time: many at once would leave the loop no turn between two steps.
+        self._large = asyncio.Lock()
         self._models = ModelBook(created=int(time.time()))
         self.paths: dict[str, Methods] = {
             "/": read(self._front),
@@ -98,7 +105,14 @@ class Reads:
         return as_json(inbound, {"version": __version__})
 
     async def _list_models(self, inbound: Inbound) -> web.Response:
-        return as_json(inbound, self._models.list(self._registry.snapshot, self._registry.ledger))
+        registry = self._registry
+        listed = self._models.cached(registry.snapshot, registry.ledger)
+        if listed is None:
+            async with self._large:
+                listed = self._models.cached(registry.snapshot, registry.ledger)
+                if listed is None:
+                    listed = await self._models.encoded(registry.snapshot, registry.ledger)
+        return _json(inbound, listed)
 
     async def _one_model(self, inbound: Inbound) -> web.Response:
         name = inbound.path.removeprefix(MODEL_PREFIX)
@@ -110,15 +124,18 @@ class Reads:
 
     async def _fleet(self, inbound: Inbound) -> web.Response:
         waiting = sum(self._table.waiting().values())
-        fleet = view(
-            self._registry.snapshot,
-            self._registry.ledger,
-            self._table.entries(),
-            waiting,
-            time.monotonic(),
-            self._watch.unanswered,
-        )
-        return as_json(inbound, fleet)
+        async with self._large:
+            fleet = await in_steps(
+                pieces(
+                    self._registry.snapshot,
+                    self._registry.ledger,
+                    self._table.entries(),
+                    waiting,
+                    time.monotonic(),
+                    self._watch.unanswered,
+                )
+            )
+        return _json(inbound, fleet)
 
     async def _explain(self, inbound: Inbound) -> web.Response:
         name = inbound.request.rel_url.query.get("model", "")
@@ -140,12 +157,20 @@ class Reads:
 
     async def _exposition(self, inbound: Inbound) -> web.Response:
         self._accounting.settle()
-        parts = []
-        for part in self._metrics.exposition():
-            parts.append(part)
-            await asyncio.sleep(0)  # between two families others may have their turn
+        async with self._large:
+            written = chain(self._known_series.expect(), self._metrics.exposition())
+            text = await in_steps(piece.encode() for piece in written)
         return web.Response(
-            body=b"".join(parts),
+            body=text,
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
             | own_headers(inbound.dialect, inbound.request_id),
         )
+
+
+def _json(inbound: Inbound, body: bytes) -> web.Response:
+    """A whole answer that is encoded already."""
+    return web.Response(
+        body=body,
+        content_type="application/json",
+        headers=own_headers(inbound.dialect, inbound.request_id),
+    )

@@ -36,6 +36,7 @@ from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
 from cortexd.wire.engine_errors import STATUSES
+from cortexd.wire.first_token import FIRST_TOKEN
 from cortexd.wire.multipart import is_form
 from cortexd.wire.neuron import fault_text
 from cortexd.wire.openai import without_bom
@@ -79,6 +80,8 @@ class Relay:
         try:
             body = await self._read(inbound, hold)
             splice = Splice(inbound.request)
+            if inbound.is_stream:
+                splice.token = FIRST_TOKEN.get(inbound.path)
             if can_wait(inbound):
                 alive = KeepAlive(inbound, splice, self._current)
             carried = inbound.carried = await self._carry(inbound, body, splice, alive)

@@ -113,6 +113,7 @@ class Carried(msgspec.Struct, frozen=True):
     first_byte: float | None
     usage: usage.Usage | None
     is_interrupted: bool
+    first_token: float | None = None
 
 
 class Exchange:
@@ -336,7 +337,13 @@ class _Flight:
             raise fault
         tail = splice.tail if remover is None else splice.tail + remover.taken
         found = usage.from_stream if splice.is_event_stream else usage.from_body
-        return Carried(splice.status, splice.first_at, found(tail, splice.first), fault is not None)
+        return Carried(
+            splice.status,
+            splice.first_at,
+            found(tail, splice.first),
+            fault is not None,
+            splice.token_at,
+        )
 
     def _pass_on(self, data: bytes) -> None:
         """A piece of the body, where it is not simply the client's."""

@@ -8,6 +8,7 @@ are written. Knows how to pause its source, not whose it is.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from email.utils import formatdate
 from functools import lru_cache
@@ -16,8 +17,10 @@ from typing import Final, cast
 from aiohttp import web
 
 from cortexd.proxy.door import Door, Sent, Sink
+from cortexd.wire.first_token import OVERLAP
 
 _LARGE: Final = 16 * 1024  # bytes from which a piece of its own costs less than a copy
+_SEARCHED: Final = 1024 * 1024  # bytes of a stream that are searched for its first token
 _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice that at most
 
 
@@ -34,6 +37,8 @@ class Splice:
     is_open: the head went out. is_chunked: its end is told by chunks. is_ended: nothing may follow.
     first_at: when the first byte of the body was written, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
+    token: what the first token of an event stream looks like; None: it has no tokens.
+    token_at: when the piece with the first token was written, monotonic.
     source: told when the client takes no more, when it does again, and when it leaves.
     """
 
@@ -41,10 +46,15 @@ class Splice:
     is_chunked = is_ended = is_event_stream = is_open = was_moved = False
     first = b""
     first_at: float | None = None
+    token: re.Pattern[bytes] | None = None
+    token_at: float | None = None
     source: Sink | None = None
     status = 0
     _kept_size = 0
     _must_abort = False
+    _is_early = True  # the first byte, or the first token, is still to come
+    _searched = 0  # bytes without a token
+    _overlap = b""
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
@@ -92,8 +102,8 @@ class Splice:
         if not data:  # as a chunk it would be the last one
             return
         self.was_moved = True
-        if not self._kept:
-            self.first_at = time.monotonic()  # the loop's own clock counts whole milliseconds
+        if self._is_early:
+            self._look_for_token(data)
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:
@@ -189,6 +199,21 @@ class Splice:
         self.is_gone = True
         if self.source is not None:
             self.source.lost()
+
+    def _look_for_token(self, data: bytes) -> None:
+        """Note when the first byte and the first token are written."""
+        now = time.monotonic()  # the loop's own clock counts whole milliseconds
+        if self.first_at is None:
+            self.first_at = now
+        if self.token is None or not self.is_event_stream:
+            self._is_early = False
+        elif self.token.search(self._overlap + data):
+            self.token_at = now
+            self._is_early, self._overlap = False, b""
+        else:
+            self._overlap = (self._overlap + data)[-OVERLAP:]
+            self._searched += len(data)
+            self._is_early = self._searched < _SEARCHED
 
     def _forget(self) -> None:
         """Keep the end of the body, and the beginning of it once."""

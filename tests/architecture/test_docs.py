@@ -10,12 +10,21 @@ import pytest
 
 from cortexd.errors import KINDS, Kind
 from cortexd.fleet.explain import Explanation, Verdict
+from cortexd.fleet.snapshot import Ledger
+from cortexd.fleet_gauges import FleetCollector
 from cortexd.gateway.app import INFERENCE_PATHS
+from cortexd.metrics import Metrics
+from cortexd.series import Histogram
 from cortexd.wire import fleet
+from cortexd.wire.neuron import DeviceHealth, Health
 from docs.generate import documents
+from tests.fleet.fleet import fleet as fleet_of
+from tests.fleet.fleet import node
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs/api.md").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+BUSY = Health(devices=[DeviceHealth(0, 1, 2, 3, 4)])
 ROWS = dict(re.findall(r"^\| `(\w+)` \| (\d{3} \| [^|]+) \|", API, re.MULTILINE))
 
 
@@ -53,6 +62,30 @@ def test_every_field_that_operators_read_is_documented(kind: type[msgspec.Struct
         name for name in kind.__struct_fields__ if not re.search(rf"`{name}\b|\b{name}`", API)
     ]
     assert not missing
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    rows: dict[str, str] = {}
+    table = re.findall(r"^\| (`cortexd_\w+`[^|]*) \|([^|]*)\|", OPERATIONS, re.MULTILINE)
+    for names, labels in table:
+        rows |= dict.fromkeys(re.findall(r"`(\w+)`", names), labels)
+    metrics, snapshot = Metrics(), fleet_of(node("a", {"m": "loaded"}, health=BUSY, last_contact=1))
+    metrics.register(FleetCollector(lambda: snapshot, Ledger(), dict, lambda: 0.0, lambda: 2.0))
+    written = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family
+        for family in metrics.registry.collect()
+        if family.name.startswith("cortexd_")
+    }
+    written["cortexd_build_info"] = written.pop("cortexd_build")
+    assert rows.keys() == written.keys()
+    for name, family in written.items():
+        for sample in family.samples:
+            assert re.findall(r"`(\w+)`", rows[name]) == [
+                label for label in sample.labels if label != "le"
+            ], name
+    for counted in metrics._counted:
+        name = counted._name if isinstance(counted, Histogram) else f"{counted._name}_total"
+        assert re.findall(r"`(\w+)`", rows[name]) == list(counted._labels), name
 
 
 def test_a_stranger_finds_every_document_that_is_linked() -> None:

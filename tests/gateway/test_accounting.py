@@ -98,12 +98,18 @@ class Books:
         return inbound
 
     def answered(
-        self, *, usage: Usage | None = TOKENS, interrupted: bool = False, **fields: Any
+        self,
+        *,
+        usage: Usage | None = TOKENS,
+        interrupted: bool = False,
+        token_after: float | None = AGO * 3 / 4,
+        **fields: Any,
     ) -> Inbound:
         """A request whose upstream has answered."""
         inbound = self.inbound(**fields)
         first = inbound.received + AGO / 2
-        inbound.carried = Carried(inbound.status, first, usage, interrupted)
+        token = None if token_after is None else inbound.received + token_after
+        inbound.carried = Carried(inbound.status, first, usage, interrupted, token)
         return inbound
 
 
@@ -118,8 +124,14 @@ async def books() -> Books:
 async def test_only_a_known_model_is_a_label(books: Books, model: str | None, label: str) -> None:
     books.ended(books.inbound(model=model, status=404, route=None))
     assert books.of("requests_total", model=label, path=CHAT, status="404") == 1
-    assert books.of("request_duration_seconds_count", model=label) == 1
+    assert books.of("request_duration_seconds_count", model=label, node="_other") == 1
     assert books.count("requests_total") == books.count("request_duration_seconds_count") == 1
+
+
+async def test_finished_answer_is_noted_for_its_replica(books: Books) -> None:
+    inbound = books.answered()
+    books.ended(inbound)
+    assert books.registry.ledger.answered == {("a", "m"): inbound.ended}
 
 
 async def test_tokens_are_counted_for_the_node_that_made_them(books: Books) -> None:
@@ -142,17 +154,28 @@ async def test_tokens_are_missed_only_where_an_answer_has_some(
     assert books.count("prompt_tokens_total") == 0
 
 
-async def test_a_stream_has_a_first_token_and_a_rate_from_then_on(books: Books) -> None:
+async def test_stream_has_first_byte_and_first_token_and_a_rate_from_then_on(books: Books) -> None:
     books.ended(books.answered(is_stream=True))
-    assert books.of("time_to_first_token_seconds_sum", model="m") == pytest.approx(AGO / 2)
-    rate = books.of("output_tokens_per_second_sum", model="m")
+    where = {"model": "m", "node": "a"}
+    assert books.of("time_to_first_byte_seconds_sum", **where) == pytest.approx(AGO / 2)
+    assert books.of("time_to_first_token_seconds_sum", **where) == pytest.approx(AGO * 3 / 4)
+    rate = books.of("output_tokens_per_second_sum", **where)
+    assert rate == pytest.approx(100 / (AGO / 4), rel=0.1)
+    assert books.of("request_duration_seconds_sum", **where) == pytest.approx(AGO, rel=0.1)
+
+
+async def test_stream_without_tokens_has_only_a_first_byte(books: Books) -> None:
+    books.ended(books.answered(is_stream=True, token_after=None))
+    assert books.count("time_to_first_byte_seconds_count") == 1
+    assert books.count("time_to_first_token_seconds_count") == 0
+    rate = books.of("output_tokens_per_second_sum", model="m", node="a")
     assert rate == pytest.approx(100 / (AGO / 2), rel=0.1)
-    assert books.of("request_duration_seconds_sum", model="m") == pytest.approx(AGO, rel=0.1)
 
 
 @pytest.mark.parametrize("fields", [{}, {"is_stream": True, "status": 500}])
 async def test_what_is_no_good_stream_has_neither(books: Books, fields: dict[str, Any]) -> None:
     books.ended(books.answered(**fields))
+    assert books.count("time_to_first_byte_seconds_count") == 0
     assert books.count("time_to_first_token_seconds_count") == 0
     assert books.count("output_tokens_per_second_count") == 0
 

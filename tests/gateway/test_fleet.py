@@ -10,7 +10,7 @@ import msgspec
 from cortexd.config.catalogue import Profile
 from cortexd.control.entry import Entry
 from cortexd.fleet.snapshot import Ledger
-from cortexd.gateway.fleet import view
+from cortexd.gateway.fleet import pieces
 from cortexd.wire.fleet import Device, Fleet, Load, Model, Totals
 from cortexd.wire.neuron import DeviceHealth, Health, ModelLoad, Servable
 from cortexd.wire.neuron import Model as Reported
@@ -20,6 +20,10 @@ from tests.fleet.fleet import node
 from tests.gateway.fleet import running_fleet, until
 
 NOW = 1000.0
+
+
+def view(*args: Any) -> Fleet:
+    return msgspec.json.decode(b"".join(pieces(*args)), type=Fleet)
 
 
 def seen(*nodes: Any, ledger: Ledger | None = None, **fields: Any) -> Fleet:
@@ -146,3 +150,8 @@ async def test_no_secret_and_no_prompt_is_in_it() -> None:
 def test_credentials_of_an_endpoint_are_not_shown() -> None:
     (only,) = seen(node("a", endpoint="http://me:secret@host:1")).nodes
     assert only.host == "host:1"
+
+
+def test_answer_has_every_field_and_nothing_else() -> None:
+    answer = msgspec.json.decode(b"".join(pieces(picture(), Ledger(), [], 0, NOW)))
+    assert tuple(answer) == Fleet.__struct_fields__

@@ -107,6 +107,6 @@ async def test_a_bad_form_is_refused_in_words(
 async def test_a_form_can_ask_for_a_stream() -> None:
     async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
         await post(fleet, form(FILE, named("stream", b"true"), MODEL))
-        assert await fleet.metric("cortexd_time_to_first_token_seconds_count", model="m") == 1
+        assert await fleet.metric("cortexd_time_to_first_byte_seconds_count", model="m") == 1
         await post(fleet, form(FILE, named("stream", b"false"), MODEL))
-        assert await fleet.metric("cortexd_time_to_first_token_seconds_count", model="m") == 1
+        assert await fleet.metric("cortexd_time_to_first_byte_seconds_count", model="m") == 1

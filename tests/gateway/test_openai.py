@@ -14,10 +14,12 @@ from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, observed
 from cortexd.fleet.sanity import sane
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
+from cortexd.gateway import steps
 from cortexd.gateway.openai import ModelBook
-from cortexd.wire.neuron import Cost, Limit
+from cortexd.wire.neuron import Cost, Discovery, Limit, Model
 from tests.fakes import FakeNeuron
 from tests.fleet import nasty
+from tests.fleet.fleet import fleet, node
 from tests.gateway.fleet import Fleet, running_fleet
 from tests.waiting import until
 
@@ -147,3 +149,49 @@ def test_whatever_a_node_reports_the_list_can_be_read(said: Observation) -> None
     snapshot = with_node(Snapshot(catalogue=catalogue), one)
     listed = msgspec.json.decode(msgspec.json.encode(ModelBook(0).list(snapshot, Ledger())))
     assert {card["id"] for card in listed["data"]} == {"a", "alias", *one.models}
+
+
+def crowded(models: int) -> Snapshot:
+    """A fleet whose node knows that many models."""
+    return fleet(node("a", {f"m{number:05}": "unloaded" for number in range(models)}))
+
+
+async def test_list_is_made_card_by_card() -> None:
+    book, snapshot = ModelBook(0), crowded(300)
+    pieces = list(book._pieces(snapshot, Ledger()))
+    assert len(pieces) == 302
+    listed = msgspec.json.encode(book.list(snapshot, Ledger()))
+    assert msgspec.json.decode(b"".join(pieces)) == msgspec.json.decode(listed)
+
+
+async def test_list_is_kept_until_something_in_it_changes() -> None:
+    book, snapshot, ledger = ModelBook(0), crowded(3), Ledger()
+    assert book.cached(snapshot, ledger) is None
+    made = await book.encoded(snapshot, ledger)
+    polled = msgspec.structs.replace(snapshot.nodes["a"], health_at=5.0, last_contact=5.0)
+    assert book.cached(with_node(snapshot, polled), ledger) is made
+    for changes in (
+        {"healthy": False},
+        {"models": {"m00000": Model("m00000", "loaded")}},
+        {"hardware": Discovery([])},
+    ):
+        other = msgspec.structs.replace(snapshot.nodes["a"], **changes)
+        assert book.cached(with_node(snapshot, other), ledger) is None, changes
+    other_catalogue = Catalogue.of((Profile("x"),), {})
+    assert book.cached(msgspec.structs.replace(snapshot, catalogue=other_catalogue), ledger) is None
+    ledger.loading["m00000"] = "a"
+    assert book.cached(snapshot, ledger) is None
+
+
+async def test_list_that_a_load_changed_in_the_making_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "STEP", 0.0)
+    book, snapshot, ledger = ModelBook(0), crowded(50), Ledger()
+    making = asyncio.create_task(book.encoded(snapshot, ledger))
+    await asyncio.sleep(0)
+    ledger.loading["m00000"] = "a"
+    await making
+    assert book.cached(snapshot, ledger) is None
+    ledger.loading.clear()
+    assert book.cached(snapshot, ledger) is None
