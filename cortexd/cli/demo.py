@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cortexd.cli.progress_line import CLEAR, ProgressBar, run_quietly
+from cortexd.cli.screen import Screen
 from cortexd.daemon.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -92,8 +96,10 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if missing := samples.missing(keys):
-            _say(f"Installing {', '.join(missing)}")
-            samples.install(missing)
+            names = ", ".join(re.split("[<>=]", each)[0] for each in missing)
+            size = sum(samples.SAMPLES[key].megabytes for key in keys)
+            text = f"Installing {names} (up to {size} MB to download)"
+            samples.install(missing, run=partial(run_quietly, text=text))
         with tempfile.TemporaryDirectory(prefix="cortexd-demo-") as place:
             asyncio.run(_show(args, Path(place), keys))
     except (samples.SampleError, ProcessDied, TimeoutError) as error:
@@ -220,6 +226,7 @@ async def _ask(session: aiohttp.ClientSession, model: str, why: str) -> None:
     clock = asyncio.get_running_loop().time
     began, first = clock(), 0.0
     usage: dict[str, int] = {}
+    bar = ProgressBar(Screen.of(sys.stdout))
     async with _waiting() as over, session.post("/v1/chat/completions", json=body) as answer:
         await _expect_200(answer)
         route = answer.headers["x-cortex-route"]
@@ -228,7 +235,7 @@ async def _ask(session: aiohttp.ClientSession, model: str, why: str) -> None:
         async for line in answer.content:
             if line.startswith(b": "):
                 over()
-                _show_progress(line[2:].decode().strip())
+                _show_progress(bar, line[2:].decode().strip())
             if not line.startswith(b"data: {"):
                 continue
             event = msgspec.json.decode(line[6:])
@@ -247,20 +254,19 @@ async def _ask(session: aiohttp.ClientSession, model: str, why: str) -> None:
     )
 
 
-def _show_progress(said: str) -> None:
-    """A keep-alive of the gateway: on a terminal as a bar, else as the line that it is."""
+def _show_progress(bar: ProgressBar, text: str) -> None:
+    """Show a keep-alive of the gateway: on a terminal as a bar, else as the line that it is."""
     if not sys.stdout.isatty():
-        print(f"  : {said}", flush=True)
+        print(f"  : {text}", flush=True)
         return
-    words, _, percent = said.rpartition(" ")
-    share = int(percent[:-1]) if percent.endswith("%") and percent[:-1].isdigit() else 0
-    bar = "█" * (share * 30 // 100)
-    print(f"\r  {bar:░<30} {share:3} %  {words if share else said}", end="", flush=True)
+    found = re.fullmatch(r"(.*?) +(\d+)%", text)
+    line = bar.line(int(found[2]) / 100, found[1]) if found else bar.line(None, text)
+    print(f"{CLEAR}{line}", end="", flush=True)
 
 
 def _clear_line() -> None:
     if sys.stdout.isatty():
-        print("\r\x1b[K", end="", flush=True)
+        print(CLEAR, end="", flush=True)
 
 
 async def _complete(session: aiohttp.ClientSession, model: str) -> None:

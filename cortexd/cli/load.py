@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote
 
 from cortexd.cli import operators
-from cortexd.cli.screen import plain
+from cortexd.cli.progress_line import ProgressBar
+from cortexd.cli.screen import Screen, plain
 
 if TYPE_CHECKING:
     import aiohttp
 
-WIDTH = 24  # characters of the bar
 REDRAW = 0.2  # seconds
 STEP = 0.1  # of a load, for which a line is worth it where lines can't be redrawn
 
@@ -69,6 +69,7 @@ class Progress:
         self._node: str | None = None
         self._stage: str | None = None
         self._fraction: float | None = None
+        self._bar = ProgressBar(Screen.of(out))
         self._shown: tuple[str | None, float] = (None, 0.0)
         self._failed: str | None = None
 
@@ -81,8 +82,11 @@ class Progress:
             if self._failed is not None:  # the next candidate: the last words are not the end
                 self._print(self._failed)
             self._node, self._stage, self._fraction = node, None, None
+            self._bar.reset()
             self._print(f"loading {self._model} on {node}", keep=not self._redraws)
         elif kind == "load_progress":
+            if event.get("stage") != self._stage:  # each has its own progress
+                self._bar.reset()
             self._node, self._stage = node, event.get("stage")
             self._fraction = event.get("fraction")
             step = (self._stage, (self._fraction or 0.0) // STEP)
@@ -95,13 +99,9 @@ class Progress:
 
     def line(self) -> str:
         """What is known, in one line."""
-        parts = [self._stage or "loading", f"on {self._node}" if self._node else ""]
-        if self._fraction is not None:
-            whole = min(max(self._fraction, 0.0), 1.0)
-            full = round(WIDTH * whole)
-            parts = [f"{whole:4.0%}", "█" * full + "░" * (WIDTH - full), *parts]
-        parts.append(f"{time.monotonic() - self._began:.1f} s")
-        return "  ".join(part for part in parts if part)
+        seconds = f"{time.monotonic() - self._began:.1f} s"
+        parts = [self._stage or "loading", f"on {self._node}" if self._node else "", seconds]
+        return self._bar.line(self._fraction, "  ".join(part for part in parts if part))
 
     def draw(self) -> None:
         """Draw the line anew, where that can be done."""

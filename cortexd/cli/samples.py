@@ -91,10 +91,17 @@ def missing(keys: Iterable[str]) -> list[str]:
     return [str(each) for each in dict.fromkeys(wanted) if not each.is_installed()]
 
 
-def install(requirements: Iterable[str], say: Say = _quiet) -> None:
-    """Have pip install what `missing` named, its progress shown where this process writes.
+def _run(command: list[str]) -> int:
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - names are ours
 
-    say: gets each command before it runs. Raises SampleError, with the commands to run by hand,
+
+def install(
+    requirements: Iterable[str], say: Say = _quiet, run: Callable[[list[str]], int] = _run
+) -> None:
+    """Have pip install what `missing` named.
+
+    say: gets each command before it runs. run: runs one, and returns its exit status; the default
+    shows pip's own progress. Raises SampleError, with the commands to run by hand,
     when there is no pip here or it fails, and KeyError for a requirement of no sample.
     """
     wanted = [_REQUIREMENTS[each] for each in requirements]
@@ -103,7 +110,7 @@ def install(requirements: Iterable[str], say: Say = _quiet) -> None:
     for arguments in _pip_arguments(wanted):
         command = [sys.executable, "-m", "pip", *arguments]
         say(shlex.join(command))
-        status = subprocess.run(command, check=False).returncode  # noqa: S603 - names are ours
+        status = run(command)
         # Both the finders of modules and of metadata remember what each folder held.
         importlib.invalidate_caches()
         if status != 0:

@@ -57,6 +57,10 @@ class Screen(NamedTuple):
         on, off = "#-" if self.is_plain else "█░"
         return on * full + off * (width - full)
 
+    def fitted(self, text: str) -> str:
+        """A text cut to one line: a column less than there are, so that no terminal wraps it."""
+        return text if self.width is None else self._cut(text, max(self.width - 1, 1))
+
     def wrapped(self, text: str) -> str:
         """A text in lines that fit."""
         text = plain(text)
