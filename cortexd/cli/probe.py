@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cortexd.config import gateway
-from cortexd.config.files import located
+from cortexd.config.certificates import authorities, trusting
 from cortexd.config.secrets import read_token
 from cortexd.nodes.client import NeuronClient, NodeError
 
@@ -21,9 +21,7 @@ def probe(node: gateway.Neuron, config: gateway.Config, base: Path) -> str:
     Raises NodeError with what to do, OSError for a token or certificates that can't be read.
     """
     token = read_token(node, base)
-    tls = ssl.create_default_context()
-    if config.upstream.ca_file is not None:
-        tls.load_verify_locations(cafile=located(base, config.upstream.ca_file))
+    tls = trusting(authorities(config, node), base)
     try:
         return asyncio.run(_ask(node.endpoint, token, tls))
     except NodeError as error:

@@ -14,7 +14,6 @@ from cortexd.cli.paths import add_config_option, config_path
 from cortexd.cli.saying import add_logging_options, told_logging
 
 if TYPE_CHECKING:
-    import ssl
     from pathlib import Path
 
     from cortexd.config.current import Settings
@@ -43,7 +42,6 @@ def run(args: argparse.Namespace) -> int:
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.loop import run as run_loop
     from cortexd.daemon.state import state_directory
-    from cortexd.gateway.app import read_certificates
 
     path = config_path(args.config, "cortex.toml")
     settings = read_settings(path)
@@ -51,22 +49,23 @@ def run(args: argparse.Namespace) -> int:
     stream = logs.configure(told)
     is_said = told.level in ("debug", "info")  # its lines are of the latter
     access = AccessLog(stream, told.format) if is_said else None
-    tls = read_certificates(settings.config, path.parent)
     state_dir = state_directory(settings.config.gateway.state_dir, path.parent, os.environ)
-    return run_loop(_serve(path, settings, tls, access, state_dir))
+    return run_loop(_serve(path, settings, access, state_dir))
 
 
 def read_settings(path: Path) -> Settings:
     """The configuration and its secrets, as they are on disk. Raises ConfigError."""
+    from cortexd.config.certificates import read_certificates
     from cortexd.config.check import load_gateway
     from cortexd.config.current import Settings
-    from cortexd.config.secrets import SecretError, read_tokens
+    from cortexd.config.secrets import read_tokens
     from cortexd.config.source import ConfigError, Mistake
 
     config = load_gateway(path)
     try:
-        return Settings(config, read_tokens(config, path.parent))
-    except SecretError as error:  # it was good a moment ago
+        tokens = read_tokens(config, path.parent)
+        return Settings(config, tokens, read_certificates(config, path.parent))
+    except OSError as error:  # it was good a moment ago
         raise ConfigError(path, [Mistake("", str(error))]) from error
 
 
@@ -89,7 +88,6 @@ def log_warnings(config: Config, listen: str | None = None) -> None:
 async def _serve(
     path: Path,
     settings: Settings,
-    tls: ssl.SSLContext | None,
     access: AccessLog | None,
     state_dir: Path | None,
 ) -> int:
@@ -104,7 +102,7 @@ async def _serve(
             gateway = Gateway(
                 settings.config,
                 tokens=settings.tokens,
-                tls=tls,
+                certificates=settings.certificates,
                 access=access,
                 state_dir=state_dir,
                 reread=partial(reread_settings, path),

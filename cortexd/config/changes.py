@@ -13,9 +13,7 @@ from cortexd.config.decode import quoted
 from cortexd.config.gateway import Config, Neuron
 
 # Read once, when the process starts.
-AT_START: Final = frozenset(
-    {"gateway.state_dir", "upstream.ca_file", "logging.level", "logging.format"}
-)
+AT_START: Final = frozenset({"gateway.state_dir", "logging.level", "logging.format"})
 
 _LISTS: Final = frozenset({"neurons", "models", "aliases"})
 
@@ -51,6 +49,7 @@ def changes(before: Settings, after: Settings) -> Changes:
     entries = (
         *_entries("neurons", were, nodes),
         *_tokens(before, after),
+        *_certificates(before, after),
         *_entries("models", _by_id(old.models), _by_id(new.models)),
         *_entries("aliases", old.aliases, new.aliases),
     )
@@ -92,6 +91,14 @@ def _tokens(before: Settings, after: Settings) -> Iterator[str]:
     for name in sorted(kept):
         if before.tokens.get(name) != after.tokens.get(name):
             yield f"neurons.{quoted(name)} has another token"
+
+
+def _certificates(before: Settings, after: Settings) -> Iterator[str]:
+    """Files that are named as before and hold something else."""
+    old, new = before.certificates.contents, after.certificates.contents
+    for file in sorted(old.keys() & new.keys()):
+        if old[file] != new[file]:
+            yield f"{quoted(file)} holds other certificates"
 
 
 def _entries(table: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

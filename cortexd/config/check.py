@@ -62,7 +62,7 @@ def read_gateway(
         yield from _gateway_problems(config, source)
         if with_files:
             yield from _tokens(config, path.parent, environ)
-            yield from _certificates(config.upstream.ca_file, path.parent)
+            yield from _certificates(config, path.parent)
         if with_directories:
             yield from gateway_files(config, source)
 
@@ -176,21 +176,25 @@ def _tokens(config: gateway.Config, base: Path, environ: Mapping[str, str]) -> I
             yield Problem(key, str(error))
 
 
-def _certificates(file: str | None, base: Path) -> Iterator[Problem]:
-    if file is None:
-        return
+def _certificates(config: gateway.Config, base: Path) -> Iterator[Problem]:
+    files: list[tuple[KeyPath, str | None]] = [(("upstream", "ca_file"), config.upstream.ca_file)]
+    files += [
+        (("neurons", number, "ca_file"), node.ca_file) for number, node in enumerate(config.neurons)
+    ]
+    for key, file in files:
+        if file is not None:
+            yield from _certificate_file(key, located(base, file))
+
+
+def _certificate_file(key: KeyPath, file: Path) -> Iterator[Problem]:
     import ssl
 
     try:
-        ssl.create_default_context(cafile=located(base, file))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
     except (OSError, ValueError) as error:
         is_there = isinstance(error, ssl.SSLError)
         words = "holds no certificates" if is_there else getattr(error, "strerror", error)
-        yield Problem(
-            ("upstream", "ca_file"),
-            f"{located(base, file)}: {words}",
-            "a PEM file of certificates",
-        )
+        yield Problem(key, f"{file}: {words}", "a PEM file of certificates")
 
 
 def _aliases(aliases: Mapping[str, str], models: set[str]) -> Iterator[Problem]:

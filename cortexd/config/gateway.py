@@ -79,7 +79,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         to a request; "0s" turns it off.
     retries: further attempts while nothing of an answer has been sent to the client.
     ask_usage: have every stream say its token counts; who did not ask for them does not see them.
-    ca_file: certificates to trust for https endpoints in place of the system's.
+    ca_file: certificates to trust for https endpoints besides the system's.
     """
 
     connect_timeout: Wait = Duration(3)
@@ -150,6 +150,7 @@ class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_file: holds its bearer token.
     weight: how much work it takes in proportion to the others.
     reserve_mb: MiB on each of its devices that are left alone, for a desktop or a game.
+    ca_file: certificates to trust for this node besides the system's and those of [upstream].
     """
 
     name: str
@@ -157,6 +158,7 @@ class Neuron(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_file: str | None = None
     weight: Annotated[float, Bound(0, is_open=True)] = 1.0
     reserve_mb: Amount = 0
+    ca_file: str | None = None
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

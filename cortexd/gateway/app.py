@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,9 +13,9 @@ import msgspec
 from aiohttp import web
 
 from cortexd.config.address import unix_path
+from cortexd.config.certificates import Certificates
 from cortexd.config.changes import Changes
 from cortexd.config.current import Current, Settings
-from cortexd.config.files import located
 from cortexd.config.gateway import Config, Neuron
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
@@ -84,7 +83,7 @@ FEW_CONNECTIONS = 32  # on each listener but the main one; within what that leav
 class Gateway:
     """One gateway. `start` opens its listeners, `close` ends it.
 
-    tokens: node → the bearer token of its neuron. tls: for https; None: the system's certificates.
+    tokens: node → the bearer token of its neuron. certificates: whom to trust behind https.
     access: takes the access log. state_dir: keeps what outlives a restart; None: nothing does.
     reread: the settings as they are on disk, for a reload; blocks, raises ConfigError.
     sockets: listening ones of the service manager's, by key.
@@ -95,14 +94,13 @@ class Gateway:
         config: Config,
         *,
         tokens: Mapping[str, str] | None = None,
-        tls: ssl.SSLContext | None = None,
+        certificates: Certificates | None = None,
         access: AccessLog | None = None,
         state_dir: Path | None = None,
         reread: Callable[[], Settings] | None = None,
         sockets: Mapping[Key, Sequence[socket.socket]] | None = None,
     ) -> None:
-        self._current = Current(config, tokens)
-        self._tls = tls
+        self._current = Current(config, tokens, certificates)
         self._access = access
         self._state_dir = state_dir
         self._reread = reread
@@ -148,7 +146,6 @@ class Gateway:
                 limit=0,
                 resolver=self._resolver,
                 use_dns_cache=False,
-                ssl=self._tls or True,
                 socket_factory=partial(outward_socket, self.listeners.is_own),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -189,7 +186,7 @@ class Gateway:
         self._operator = Operator(self.registry, self.table, self._unloads, self._state, current)
         self._residents = Residents(self.registry, self.table, self._unloads)
         self._endpoints = Endpoints(self.registry, clients, current)
-        self._exchange = Exchange(self._resolver, self._tls, self.listeners.is_own)
+        self._exchange = Exchange(self._resolver, self.listeners.is_own)
         self._watch = UpstreamWatch(self.registry, self._exchange, current)
         dispatcher = Dispatcher(
             self.registry, self.table, self._endpoints, reservations, self._poller.nudge
@@ -304,7 +301,13 @@ class Gateway:
         self._known_models.forget(name)
 
     def _connect(self, neuron: Neuron, token: str | None) -> NeuronClient:
-        return NeuronClient(self._session, neuron.endpoint, token=token)
+        current, name = self._current, neuron.name
+        return NeuronClient(
+            self._session,
+            neuron.endpoint,
+            token=token,
+            trusted=lambda: current.certificates.of(name),
+        )
 
     def _problems(self) -> list[str]:
         """What is wrong with the gateway itself: the last reload, the state directory."""
@@ -329,9 +332,3 @@ class Gateway:
         if request is None:
             return answer(refusal, "openai", new_request_id())
         return answer(refusal, dialect_of(request.path), request_id(request))
-
-
-def read_certificates(config: Config, base: Path) -> ssl.SSLContext | None:
-    """Whom to trust behind https, when it is not the system's choice. Raises OSError."""
-    file = config.upstream.ca_file
-    return None if file is None else ssl.create_default_context(cafile=located(base, file))

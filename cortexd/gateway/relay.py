@@ -207,6 +207,7 @@ class Relay:
             inspected=_ERRORS if token else STATUSES,
             revise=mask_of(token).json if token else None,
             judge=lambda status, content: attempts.judge(route, status, content),
+            trusted=self._current.certificates.of(route.node),
             remover=UsageRemover() if inbound.hides_usage else None,
             target_key=route.replica,
             last_words=lambda fault: last_words(

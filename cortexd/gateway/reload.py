@@ -103,7 +103,7 @@ class Reload:
                 errors.RELOAD_FAILED,
                 "This gateway was started without a file; start it with --config.",
             )
-        before = Settings(self._current.config, self._current.tokens)
+        before = self._current.settings
         try:
             after = await asyncio.to_thread(self._read)
             opened = await self._listeners.prepare(before.config.gateway, after.config.gateway)

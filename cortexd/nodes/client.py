@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
@@ -45,13 +46,26 @@ class NodeError(Exception):
         self.words = words.rstrip(". ") or message
 
 
+def _by_the_session() -> None:
+    return None
+
+
 class NeuronClient:
-    """The neuron at `base` (a URL without a trailing slash). `token` is its bearer token."""
+    """The neuron at `base` (a URL without a trailing slash). `token` is its bearer token.
+
+    trusted: what its certificate is checked with from now on; None: what the session trusts.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, base: str, *, token: str | None = None
+        self,
+        session: aiohttp.ClientSession,
+        base: str,
+        *,
+        token: str | None = None,
+        trusted: Callable[[], ssl.SSLContext | None] = _by_the_session,
     ) -> None:
         self._session = session
+        self._trusted = trusted
         self._base = base
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._mask = mask_of(token)
@@ -121,6 +135,7 @@ class NeuronClient:
                 data=data,
                 headers=headers,
                 allow_redirects=False,
+                ssl=self._trusted() or True,
                 timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=timeout or 10.0),
             ) as answer:
                 content = self._mask.json(await _read(answer, path))
@@ -155,9 +170,20 @@ def outward_socket(
 def _words(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         reason = error.os_error
+        if isinstance(reason, ssl.SSLError):
+            return f"{error.host}:{error.port}: {_tls_words(reason)}"
         said = os.strerror(reason.errno) if reason.errno else reason.strerror or str(reason)
         return f"can't connect to {error.host}:{error.port}: {said}"
     return str(error) or type(error).__name__
+
+
+def _tls_words(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not accepted: {error.verify_message}; if an authority of your own "
+            "has issued it, set ca_file"
+        )
+    return f"no TLS: {error.reason or error}; does it listen with https?"
 
 
 async def _read(answer: aiohttp.ClientResponse, path: str) -> bytes:

@@ -58,6 +58,7 @@ class Call(msgspec.Struct, frozen=True):
     last_words: what to say at the end of an event stream that broke off.
     is_late: the gateway may open the stream itself before the answer comes.
     remover: takes the usage that the client did not ask for out of an event stream again.
+    trusted: what the upstream's certificate is checked with; None: the system's authorities.
     target_key: identifies the upstream for `Exchange.in_progress`; nothing here looks into it.
     """
 
@@ -78,6 +79,7 @@ class Call(msgspec.Struct, frozen=True):
     last_words: Callable[[UpstreamFault], bytes] = _no_words
     is_late: bool = False
     remover: UsageRemover | None = None
+    trusted: ssl.SSLContext | None = None
     target_key: object = None
 
 
@@ -117,18 +119,17 @@ class Carried(msgspec.Struct, frozen=True):
 
 
 class Exchange:
-    """Carries exchanges over a pool of upstream connections. `tls`, `is_own`: see Pool."""
+    """Carries exchanges over a pool of upstream connections. `is_own`: see Pool."""
 
     def __init__(
         self,
         resolver: Resolver,
-        tls: ssl.SSLContext | None = None,
         is_own: Callable[[str, int], bool] | None = None,
     ) -> None:
         # Once: to ask for the running loop costs a system call before Python 3.12.
         self._loop = asyncio.get_running_loop()
         self._sweeper = Sweeper()
-        self._pool = Pool(resolver, self._sweeper, tls, is_own or never_own)
+        self._pool = Pool(resolver, self._sweeper, is_own or never_own)
 
     async def close(self) -> None:
         """Close what is idle, and look at no deadline any more."""
@@ -151,6 +152,8 @@ class Exchange:
         Raises UpstreamFault while nothing of the answer was passed on.
         """
         origin, path = parse_base(call.base)
+        if call.trusted is not None and origin.is_tls:
+            origin = origin._replace(trusted=call.trusted)
         connection = None if call.is_fresh else self._pool.take(origin)
         if connection is None:
             connection = await self._pool.connect(origin, call.connect_timeout)

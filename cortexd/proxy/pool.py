@@ -37,12 +37,17 @@ _KEEPALIVE: Final = (
 
 
 class Origin(NamedTuple):
-    """Whom to connect to. `netloc`: as the Host field spells it."""
+    """Whom to connect to. `netloc`: as the Host field spells it.
+
+    trusted: what its certificate is checked with; None: the system's authorities. A connection is
+        used again only where the same is trusted.
+    """
 
     host: str
     port: int
     is_tls: bool
     netloc: str
+    trusted: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
         return f"{'https' if self.is_tls else 'http'}://{self.netloc}"
@@ -63,22 +68,19 @@ def never_own(ip: str, port: int) -> bool:
 
 
 class Pool:
-    """`tls`: for https origins; None: the system's certificates.
-
-    is_own: whether an IP address and port are a listener of this process, which is never
-        connected to.
+    """`is_own`: whether an IP address and port are a listener of this process, which is never
+    connected to.
     """
 
     def __init__(
         self,
         resolver: Resolver,
         sweeper: Sweeper,
-        tls: ssl.SSLContext | None = None,
         is_own: Callable[[str, int], bool] = never_own,
     ) -> None:
         self._resolver = resolver
         self._sweeper = sweeper
-        self._tls = tls
+        self._system: ssl.SSLContext | None = None  # the system's authorities, once they are read
         self._is_own = is_own
         self._loop = asyncio.get_running_loop()
         # Of each origin in the order in which they were given.
@@ -157,7 +159,7 @@ class Pool:
         addresses = [address for address in found if not self._is_own(*address)]
         if not addresses:
             raise UpstreamFault("own", f"{origin.netloc} is an address of this gateway itself")
-        tls = await self._context() if origin.is_tls else None
+        tls = (origin.trusted or await self._context()) if origin.is_tls else None
         server_hostname = origin.host if origin.is_tls else None
         if len(addresses) == 1:
             ip, port = addresses[0]
@@ -208,9 +210,9 @@ class Pool:
         return sock, ips.get(sock.getpeername(), addresses[0][0])
 
     async def _context(self) -> ssl.SSLContext:
-        if self._tls is None:  # reads a store of hundreds of certificates
-            self._tls = await asyncio.to_thread(ssl.create_default_context)
-        return self._tls
+        if self._system is None:  # a store of hundreds of certificates
+            self._system = await asyncio.to_thread(ssl.create_default_context)
+        return self._system
 
 
 def _keep_alive(transport: asyncio.Transport) -> None:

@@ -174,6 +174,11 @@ BAD = {
     "certificates that are none": Bad(
         "[upstream]\nca_file = 'cortex.toml'", "holds no certificates"
     ),
+    "no such certificates of a node": Bad(NODE + "ca_file = 'ca'", "DIR/ca: No such file"),
+    "certificates of a node that are none": Bad(
+        NODE + "ca_file = 'cortex.toml'",
+        "neurons[0].ca_file: DIR/cortex.toml: holds no certificates",
+    ),
     "no such models.toml": Bad(
         WITH_MODELS, ":2: catalogue.path: DIR/models.toml: can't be read: No "
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from cortexd.config.catalogue import Profile
+from cortexd.config.certificates import Certificates
 from cortexd.config.gateway import Config, Neuron, Polling
 from cortexd.config.units import Duration
 from cortexd.daemon.access import AccessLog
@@ -92,7 +92,7 @@ async def running_fleet(
     wait_settled: bool = True,
     aliases: dict[str, str] | None = None,
     access: AccessLog | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: Certificates | None = None,
     admin_listen: str = "127.0.0.1:0",
     state_dir: Path | None = None,
     weights: Mapping[str, float] | None = None,
@@ -120,7 +120,7 @@ async def running_fleet(
                 aliases=aliases or base.aliases,
             ),
             tokens=tokens,
-            tls=tls,
+            certificates=tls,
             access=access,
             state_dir=state_dir,
         )

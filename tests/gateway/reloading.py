@@ -17,7 +17,8 @@ def is_on_disk(fleet: Fleet, tokens: dict[str, str] | None = None, **tables: Any
     """What the next reload reads: as it is now, but for these."""
     current = fleet.gateway._current
     config = msgspec.structs.replace(current.config, **tables)
-    settings = Settings(config, current.tokens if tokens is None else tokens)
+    tokens = dict(current.tokens) if tokens is None else tokens
+    settings = Settings(config, tokens, current.certificates)
     fleet.gateway.reload._read = lambda: settings
 
 

@@ -278,3 +278,12 @@ def test_whatever_a_node_answers_is_a_value_or_an_error_in_words() -> None:
 
 async def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession()
+
+
+async def test_node_without_tls_where_https_is_configured_is_an_error_in_words(
+    neuron: FakeNeuron,
+) -> None:
+    async with aiohttp.ClientSession() as session:
+        client = NeuronClient(session, neuron.url.replace("http:", "https:"))
+        with pytest.raises(NodeError, match=r"no TLS: .*; does it listen with https\?"):
+            await client.health(5)

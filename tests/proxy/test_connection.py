@@ -85,9 +85,14 @@ async def told(
 ) -> tuple[list[object], Connection]:
     """What a receiver hears of one exchange, and the connection after it."""
     origin, sweeper = Origin(*scripts, tls=tls and tls.server), Sweeper()
-    pool, receiver = Pool(Resolver(), sweeper, tls and tls.client), receiver or Told()
+    pool, receiver = Pool(Resolver(), sweeper), receiver or Told()
     async with origin.running():
-        connection = await pool.connect(parse_base(origin.url)[0], 5)
+        where = parse_base(origin.url)[0]
+        if tls is None:  # one address: nothing happens between the connection and its use
+            where = where._replace(host="127.0.0.1")
+        else:
+            where = where._replace(trusted=tls.client)
+        connection = await pool.connect(where, 5)
         connection.send(REQUEST, b"{}", receiver)
         async with asyncio.timeout(10):
             await receiver.over.wait()

@@ -10,8 +10,8 @@ import pytest
 import trustme
 from aiohttp import web
 
+from cortexd.config.certificates import Certificates, read_certificates
 from cortexd.config.gateway import Config, Security, Upstream
-from cortexd.gateway.app import read_certificates
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import FAST, running_fleet
 
@@ -30,14 +30,14 @@ def server(authority: trustme.CA) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def trusted(authority: trustme.CA, tmp_path: Path) -> ssl.SSLContext | None:
+def trusted(authority: trustme.CA, tmp_path: Path) -> Certificates:
     """What the gateway makes of `ca_file`."""
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     return read_certificates(Config(upstream=Upstream(ca_file="ca.pem")), tmp_path)
 
 
 async def test_management_and_streams_go_over_tls(
-    server: ssl.SSLContext, trusted: ssl.SSLContext
+    server: ssl.SSLContext, trusted: Certificates
 ) -> None:
     neuron = FakeNeuron({"m": "loaded"}, tls=server)
     async with running_fleet(a=neuron, tls=trusted) as fleet:
@@ -48,7 +48,7 @@ async def test_management_and_streams_go_over_tls(
 
 
 async def test_a_large_body_and_answer_survive_tls(
-    server: ssl.SSLContext, trusted: ssl.SSLContext
+    server: ssl.SSLContext, trusted: Certificates
 ) -> None:
     neuron = FakeNeuron({"m": "loaded"}, tls=server)
 
@@ -62,7 +62,7 @@ async def test_a_large_body_and_answer_survive_tls(
 
 
 async def test_node_with_https_that_names_a_clear_endpoint_is_asked_over_tls(
-    server: ssl.SSLContext, trusted: ssl.SSLContext
+    server: ssl.SSLContext, trusted: Certificates
 ) -> None:
     heard: list[bytes] = []
 
@@ -81,7 +81,7 @@ async def test_node_with_https_that_names_a_clear_endpoint_is_asked_over_tls(
 
 
 async def test_node_with_https_that_names_a_clear_endpoint_elsewhere_is_refused(
-    server: ssl.SSLContext, trusted: ssl.SSLContext
+    server: ssl.SSLContext, trusted: Certificates
 ) -> None:
     neuron = FakeNeuron({"m": "loaded"}, tls=server, token="s3cret")
     neuron.endpoint_answer = lambda _: web.json_response({"url": "http://gpu-lb.internal"})
@@ -105,7 +105,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(server: ssl.SSLC
 
 
 async def test_a_certificate_for_another_name_is_refused(
-    authority: trustme.CA, trusted: ssl.SSLContext
+    authority: trustme.CA, trusted: Certificates
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("elsewhere.example").configure_cert(context)
@@ -121,4 +121,4 @@ def test_a_file_that_is_no_certificate_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nonsense")
     with pytest.raises(OSError, match=r"(?i)certificate|crl"):
         read_certificates(Config(upstream=Upstream(ca_file="ca.pem")), tmp_path)
-    assert read_certificates(Config(), tmp_path) is None
+    assert read_certificates(Config(), tmp_path) == Certificates()
