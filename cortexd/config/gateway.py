@@ -77,6 +77,8 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sent to another node, or end.
     silent_after: report a loaded model, in the log and in /health, that sent nothing for that long
         to a request; "0s" turns it off.
+    keepalive: how long a stream is silent, on a model that is loaded, before the gateway sends a
+        keep-alive event, and again until the answer begins; "0s": never.
     retries: further attempts while nothing of an answer has been sent to the client.
     ask_usage: have every stream say its token counts; who did not ask for them does not see them.
     ca_file: certificates to trust for https endpoints besides the system's.
@@ -87,6 +89,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout: Wait = Duration(300)
     dead_node_grace: Duration = Duration(10)
     silent_after: Duration = Duration(60)
+    keepalive: Duration = Duration(30)
     retries: Amount = 2
     ask_usage: bool = False
     ca_file: str | None = None

@@ -1,8 +1,11 @@
-"""No dead air: what a streaming caller hears while its model is still being loaded.
+"""Keep-alive events for streaming callers, from the request until the first byte of the answer.
 
-For a while it hears nothing, so that a real status can still be told. Then the gateway opens the
-stream itself and says in the caller's dialect, at the same interval, that it is still there, until
-the answer begins. A slow prompt on a loaded model is the engine's own business.
+While a model loads: every `[loading] keepalive`. While a loaded one reads a prompt: every
+`[upstream] keepalive`. Before the first event nothing is sent, so that a status that is known by
+then is the answer's own; with it the gateway opens the stream by itself.
+
+The events are comments, without a blank line after them (see `wire.chunks`), and `ping` for
+Anthropic, whose clients skip it.
 """
 
 from __future__ import annotations
@@ -11,37 +14,38 @@ import asyncio
 import time
 from typing import Final
 
-import msgspec
-
 from cortexd.config.current import Current
 from cortexd.control.entry import Entry
 from cortexd.errors import Refusal
 from cortexd.gateway.cors import allowance_lines
 from cortexd.gateway.inbound import Inbound
-from cortexd.gateway.refusals import last_words, own_lines
+from cortexd.gateway.refusals import own_lines
+from cortexd.gateway.stream_errors import refusal_event, rejection_event
 from cortexd.proxy.headers import UNBUFFERED, lines
 from cortexd.proxy.splice import Splice
-from cortexd.wire import openai, sse
+from cortexd.wire import chunks, responses, sse
 
-# The paths whose clients know what to do with a sign of life.
-_COMMENTED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _PING: Final = sse.event("ping", b'{"type": "ping"}')
-PATHS: Final = _COMMENTED | {"/v1/messages", "/v1/responses"}
+# Before the first comment of a Responses stream: the default event type, which the name of the
+# first event replaces. A client that looks at the first characters of a block sees an event's.
+_DEFAULT_TYPE: Final = b"event: message\n"
+# The paths whose clients know what to do with an event before the answer.
+PATHS: Final = chunks.PATHS | {"/v1/messages", responses.PATH}
 
 
 def can_wait(inbound: Inbound) -> bool:
-    """Whether this caller can be told anything before its answer."""
-    return inbound.is_stream and inbound.path in PATHS and inbound.request.version >= (1, 1)
+    """Whether this caller can be sent anything before its answer."""
+    return inbound.is_stream and inbound.path in PATHS
 
 
 class KeepAlive:
-    """The signs of life on one stream. Most streams need none: it costs little to have one."""
+    """The keep-alive events of one stream. Most streams need none: it costs little to have one."""
 
-    _waits = False
+    _is_commented = _waits = False
     _load: Entry | None = None
     _lazy_node: str | None = None
     _timer: asyncio.TimerHandle | None = None
-    _said = 0  # events of ours, which Responses numbers
+    _last = 0.0  # when one was sent while the engine read the prompt, loop time
 
     def __init__(self, inbound: Inbound, splice: Splice, current: Current) -> None:
         self._inbound = inbound
@@ -69,10 +73,24 @@ class KeepAlive:
             self._timer.cancel()
             self._timer = None
 
+    def check(self, since: float, now: float) -> None:
+        """Send one if the engine has been silent for long. See `proxy.exchange.Silence`."""
+        every = self._current.config.upstream.keepalive
+        if self._timer is None and every and now - max(since, self._last) >= every:
+            self._last = now
+            self._send()
+
     def fail(self, refusal: Refusal) -> None:
         """End a stream that was opened here; nobody may take it for a whole answer."""
-        inbound = self._inbound
-        self._splice.say(last_words(refusal, inbound.path, inbound.request_id, number=self._said))
+        self._end(refusal_event(refusal, self._inbound, self._splice))
+
+    def reject(self, status: int, content: bytes) -> None:
+        """End it with what the engine says of the request: a 4xx and the body of its answer."""
+        self._end(rejection_event(status, content, self._inbound, self._splice))
+
+    def _end(self, event: bytes) -> None:
+        self._splice.opening = None  # with what it holds of an answer that broke off
+        self._splice.say(event)
         self._splice.end()
 
     def _begin(self) -> None:
@@ -82,53 +100,67 @@ class KeepAlive:
 
     def _beat(self) -> None:
         self._timer = None
+        if (self._waits or self._lazy_node is not None or self._splice.is_open) and self._send():
+            self._begin()
+
+    def _send(self) -> bool:
+        """Send one. Return whether another may follow."""
         splice = self._splice
-        is_waiting = self._waits or self._lazy_node is not None
-        if splice.first_at is not None or splice.is_gone or not (is_waiting or splice.is_open):
-            return
+        if splice.first_at is not None or splice.is_gone:
+            return False
         if not splice.is_open:
             splice.start(200, b"OK", self._head(), None, is_sse=True)
-        splice.say(self._words())
-        self._begin()
+        elif not splice.is_event_stream:  # the engine's own head, and no stream
+            return False
+        splice.say(self._event())
+        return True
 
     def _head(self) -> bytes:
         inbound, gateway = self._inbound, self._current.config.gateway
         said = {"Content-Type": "text/event-stream"} | UNBUFFERED
         if gateway.expose_route:
+            kind = self._route()
             said |= {
                 "x-cortex-model": inbound.model or "",
-                "x-cortex-cold-start": "true",
-                "x-cortex-route": "cold" if self._waits else "lazy",
+                "x-cortex-cold-start": "false" if kind == "loaded" else "true",
+                "x-cortex-route": kind,
             }
         marks = allowance_lines(inbound.request, gateway.cors_origins)
         return own_lines(inbound.dialect, inbound.request_id) + lines(said) + marks
 
-    def _words(self) -> bytes:
-        if self._inbound.dialect == "anthropic":
+    def _route(self) -> str:
+        if self._waits:
+            return "cold"
+        route = self._inbound.route
+        return "lazy" if self._lazy_node is not None or route is None else route.route
+
+    def _event(self) -> bytes:
+        inbound = self._inbound
+        if inbound.dialect == "anthropic":
             return _PING
-        if self._inbound.path in _COMMENTED:
-            return b": %b\n\n" % self._progress().encode("ascii", "backslashreplace")
-        self._said += 1
-        return _response_event(self._inbound, self._said)
+        comment = b": %b\n" % self._progress().encode("ascii", "backslashreplace")
+        if self._is_commented:
+            return comment
+        self._is_commented = True
+        if inbound.path == responses.PATH:
+            return _DEFAULT_TYPE + comment
+        path, model, now = inbound.path, inbound.model or "", int(time.time())
+        empty = chunks.empty_chunk(path, inbound.request_id, model, now)
+        self._splice.opening = chunks.FirstChunk(path, empty)
+        return comment
 
     def _progress(self) -> str:
-        load = self._load
-        # The load has ended, and the model answers as many requests as it can.
-        is_queued = self._waits and (load is None or load.has_ended)
-        said = f"cortexd {'waiting for' if is_queued else 'loading'} {self._inbound.model}"
+        load, route = self._load, self._inbound.route
+        # Else the load has ended: the model answers as many requests as it can, or reads a prompt.
+        is_loading = self._lazy_node is not None or (
+            self._waits and load is not None and not load.has_ended
+        )
+        said = f"cortexd {'loading' if is_loading else 'waiting for'} {self._inbound.model}"
         node = self._lazy_node if load is None else load.node
+        if node is None and not self._waits and route is not None:
+            node = route.node
         if self._current.config.gateway.expose_route and node:
             said += f" on {node}"
-        if load is not None and load.fraction is not None and not is_queued:
+        if load is not None and load.fraction is not None and is_loading:
             said += f" {load.fraction:.0%}"
         return "".join(char if char.isprintable() else "?" for char in said)
-
-
-def _response_event(inbound: Inbound, number: int) -> bytes:
-    """`response.created` first, since the SDKs insist on that, then `response.in_progress`."""
-    kind = "response.created" if number == 1 else "response.in_progress"
-    response = openai.PendingResponse(
-        f"resp_{inbound.request_id}", int(time.time()), inbound.model or ""
-    )
-    event = openai.ResponseProgress(kind, response, number - 1)
-    return sse.event(kind, msgspec.json.encode(event))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from aiohttp import web
@@ -11,7 +11,7 @@ from aiohttp import web
 from cortexd import errors
 from cortexd.errors import Refusal
 from cortexd.proxy.encodings import ACCEPTED
-from cortexd.wire import anthropic, openai, sse
+from cortexd.wire import anthropic, openai
 
 Dialect = Literal["openai", "anthropic"]
 
@@ -37,22 +37,36 @@ def status_of(refusal: Refusal, dialect: Dialect) -> int:
     return _OVERLOADED if dialect == "anthropic" and status == 503 else status
 
 
-def envelope(refusal: Refusal, dialect: Dialect, request_id: str) -> bytes:
-    """The JSON body that says it."""
-    status = refusal.kind.status
-    if dialect == "anthropic":
-        kind = _ANTHROPIC_TYPES.get(status, _type_of(status))
-        return msgspec.json.encode(
-            anthropic.ErrorEnvelope(anthropic.Error(kind, refusal.message), request_id)
-        )
-    kind = "rate_limit_error" if status == 429 else _type_of(status)
-    return msgspec.json.encode(
-        openai.ErrorEnvelope(openai.Error(refusal.message, kind, refusal.param, refusal.kind.code))
-    )
+def anthropic_type(status: int) -> str:
+    """Return Anthropic's type of an error with that status."""
+    return _ANTHROPIC_TYPES.get(status, _type_of(status))
+
+
+def openai_type(status: int) -> str:
+    """Return OpenAI's type of an error with that status."""
+    return "rate_limit_error" if status == 429 else _type_of(status)
 
 
 def _type_of(status: int) -> str:
     return "invalid_request_error" if status < 500 else "api_error"
+
+
+def error_object(refusal: Refusal, dialect: Dialect) -> dict[str, Any]:
+    """Return the error itself, without the envelope of its dialect."""
+    status = refusal.kind.status
+    if dialect == "anthropic":
+        return msgspec.structs.asdict(anthropic.Error(anthropic_type(status), refusal.message))
+    return msgspec.structs.asdict(
+        openai.Error(refusal.message, openai_type(status), refusal.param, refusal.kind.code)
+    )
+
+
+def envelope(refusal: Refusal, dialect: Dialect, request_id: str) -> bytes:
+    """The JSON body that says it."""
+    error = error_object(refusal, dialect)
+    if dialect == "anthropic":
+        return msgspec.json.encode({"error": error, "request_id": request_id, "type": "error"})
+    return msgspec.json.encode({"error": error})
 
 
 def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
@@ -72,25 +86,6 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
     if refusal.kind in (errors.REQUEST_TOO_LARGE, errors.BAD_REQUEST, errors.OVERLOADED):
         response.force_close()  # what is left of the request is not worth reading
     return response
-
-
-def last_words(refusal: Refusal, path: str, request_id: str, *, number: int = 0) -> bytes:
-    """How a broken event stream ends in the words of its dialect: never as if it were whole.
-
-    The blank line before ends an event that broke off in the middle. number: of the event, where
-    they are numbered.
-    """
-    if dialect_of(path) == "anthropic":
-        return b"\n\n" + sse.event("error", envelope(refusal, "anthropic", request_id))
-    if path == "/v1/responses":
-        failed = openai.ResponseFailed(
-            openai.FailedResponse(
-                f"resp_{request_id}", openai.ResponseError(refusal.kind.code, refusal.message)
-            ),
-            sequence_number=number,
-        )
-        return b"\n\n" + sse.event("response.failed", msgspec.json.encode(failed))
-    return b"\n\ndata: %b\n\n" % envelope(refusal, "openai", request_id)
 
 
 def own_headers(dialect: Dialect, request_id: str) -> dict[str, str]:

@@ -25,8 +25,9 @@ from cortexd.gateway.hops import HOPS, count_hops
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
-from cortexd.gateway.refusals import last_words, own_lines, status_of
+from cortexd.gateway.refusals import own_lines, status_of
 from cortexd.gateway.retry import Attempts
+from cortexd.gateway.stream_errors import ends_properly, refusal_event
 from cortexd.nodes.endpoint import may_carry_token, port_hint
 from cortexd.nodes.masking import mask_of
 from cortexd.proxy.answer import UpstreamFault
@@ -156,10 +157,16 @@ class Relay:
                 route = inbound.route = msgspec.structs.replace(route, route=first.route)
             if alive is not None:
                 alive.waits_at(route.node if route.route == "lazy" else None)
-            call = self._call(inbound, body, route, attempts)
+            call = self._call(inbound, body, route, attempts, splice, alive)
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)
             except UpstreamFault as fault:
+                if alive is not None and fault.what == "answered" and 400 <= fault.status < 500:
+                    self._dispatcher.confirm(route, served=True)
+                    self._liveness.answered(route.replica, fault.status, is_whole=True)
+                    mask = mask_of(self._current.tokens.get(route.node))
+                    alive.reject(fault.status, mask.json(fault.content))
+                    return Carried(fault.status, None, None, is_interrupted=False)
                 self._accounting.failed(route, str(fault.status or fault.what))
                 if fault.what != "model_missing":  # what its node lists now says more
                     self._dispatcher.confirm(route, served=False)
@@ -177,7 +184,13 @@ class Relay:
                 route.lease.release()
 
     def _call(
-        self, inbound: Inbound, body: bytes, route: RouteDecision, attempts: Attempts
+        self,
+        inbound: Inbound,
+        body: bytes,
+        route: RouteDecision,
+        attempts: Attempts,
+        splice: Splice,
+        alive: KeepAlive | None,
     ) -> Call:
         config = self._current.config
         upstream = config.upstream
@@ -202,7 +215,7 @@ class Relay:
             idle_timeout=upstream.idle_timeout,
             is_json=inbound.is_json,
             is_fresh=attempts.is_fresh,
-            is_late=route.is_cold_start and can_wait(inbound),
+            silence=alive,
             declines=lambda status: attempts.declines(route, status),
             inspected=_ERRORS if token else STATUSES,
             revise=mask_of(token).json if token else None,
@@ -210,9 +223,10 @@ class Relay:
             trusted=self._current.certificates.of(route.node),
             remover=UsageRemover() if inbound.hides_usage else None,
             target_key=route.replica,
-            last_words=lambda fault: last_words(
-                self._interrupted(fault, route), inbound.path, inbound.request_id
+            last_words=lambda fault: refusal_event(
+                self._interrupted(fault, route), inbound, splice
             ),
+            ends_properly=ends_properly(inbound.path),
         )
 
     def _refusal(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:

@@ -21,7 +21,7 @@ from cortexd.proxy.answer import Head, UpstreamFault, What
 from cortexd.proxy.connection import Connection
 from cortexd.proxy.headers import client_lines, upstream_json_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, never_own, parse_base
-from cortexd.proxy.splice import Splice
+from cortexd.proxy.splice import Opening, Splice
 from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
 from cortexd.wire.sse import UsageRemover
@@ -41,6 +41,13 @@ def _no_words(fault: UpstreamFault) -> bytes:
     return b""
 
 
+class Silence(Protocol):
+    """What keeps a client's connection alive while its answer has not begun."""
+
+    def check(self, since: float, now: float) -> None:
+        """Send a keep-alive if one is due. since: when the request went upstream, loop time."""
+
+
 class Call(msgspec.Struct, frozen=True):
     """One request to one upstream.
 
@@ -56,7 +63,9 @@ class Call(msgspec.Struct, frozen=True):
         short; judge: asked with the status and the body of such an answer, returns the fault to
         raise instead of passing it on, or None. revise: what to pass on instead of such a body.
     last_words: what to say at the end of an event stream that broke off.
-    is_late: the gateway may open the stream itself before the answer comes.
+    ends_properly: whether such a stream still ends as HTTP says, after `last_words`.
+    silence: asked a few times a second until the first byte of the answer; it may open the stream
+        before the answer comes.
     remover: takes the usage that the client did not ask for out of an event stream again.
     trusted: what the upstream's certificate is checked with; None: the system's authorities.
     target_key: identifies the upstream for `Exchange.in_progress`; nothing here looks into it.
@@ -77,7 +86,8 @@ class Call(msgspec.Struct, frozen=True):
     judge: Callable[[int, bytes], What | None] = _pass_on_any
     revise: Callable[[bytes], bytes] | None = None
     last_words: Callable[[UpstreamFault], bytes] = _no_words
-    is_late: bool = False
+    ends_properly: bool = False
+    silence: Silence | None = None
     remover: UsageRemover | None = None
     trusted: ssl.SSLContext | None = None
     target_key: object = None
@@ -169,13 +179,35 @@ class Exchange:
         return flight.carried()
 
 
+class _Rejection:
+    """Takes the body of an answer that has no place in the open stream, up to a limit."""
+
+    def __init__(self, fault: UpstreamFault, on_full: Callable[[UpstreamFault], None]) -> None:
+        self._fault = fault
+        self._on_full = on_full
+
+    def feed(self, data: bytes) -> bytes:
+        """Keep it; nothing is passed on."""
+        if len(self._fault.content) <= _WORDS:
+            self._fault.content += data
+            if len(self._fault.content) > _WORDS:
+                self._on_full(self._fault)
+        return b""
+
+    def rest(self) -> bytes:
+        """Nothing."""
+        return b""
+
+
 class _Flight:
     """One exchange under way: between the upstream's connection and the client's splice."""
 
     _fault: UpstreamFault | None = None
     _has_fed = False  # something of the body to `_pass_on`
-    _is_passed_on = False  # something of the answer
-    _refusing: UpstreamFault | None = None
+    _has_started = False  # the answer, with its own head
+    _is_passed_on = False  # something of an answer that broke off
+    _rejection: UpstreamFault | None = None
+    _opening: Opening | None = None  # the splice's, while a rejection stands in its place
     _held: Head | None = None  # of an answer that is read whole first
     _held_size = 0
     _send: Callable[[], bool]  # what `flush` is for an answer that is not held
@@ -194,9 +226,8 @@ class _Flight:
         self.sent = self._since = self._loop.time()
         self._limit = call.first_byte_timeout
         # Calls of ours for each piece only where there is something to look at.
-        self._looks = call.remover is not None or call.is_late or splice.is_open
         self.body, self.flush = splice.write, splice.flush
-        if self._looks:
+        if call.remover is not None:
             self.body, self.flush = self._pass_on, self._flush_rest
         self.landed: asyncio.Future[None] = self._loop.create_future()
         splice.was_moved = False
@@ -236,11 +267,7 @@ class _Flight:
             what = f"it answered {head.status}"
             if head.status == 200:
                 what = "its answer is no event stream"
-            fault = UpstreamFault("answered", what)
-            fault.status = head.status
-            if not self._looks:
-                raise fault
-            self._refusing = fault
+            self._reject(head.status, what)
             return
         # Some engines send their head before they have read the prompt.
         self._since = self._loop.time()
@@ -256,9 +283,9 @@ class _Flight:
 
     def _start(self, head: Head) -> None:
         call, splice = self._call, self._splice
-        self._is_passed_on = True
         if splice.is_open:
             return
+        self._has_started = True
         splice.start(
             head.status,
             head.reason,
@@ -272,8 +299,8 @@ class _Flight:
         """The answer is whole."""
         # First: what is written here may stall the client, but the connection is in the pool.
         self._connection = self._splice.source = None
-        if self._refusing is not None:
-            self._refuse(self._refusing)
+        if self._rejection is not None:
+            self._refuse(self._rejection)
             return
         if self._held is not None and not self._let_go(self._held):
             return
@@ -285,7 +312,7 @@ class _Flight:
     def failed(self, fault: UpstreamFault) -> None:
         """It never will be."""
         self._connection = None
-        self._break_off(self._refusing or fault)
+        self._break_off(self._rejection or fault)
 
     # What ends it otherwise.
 
@@ -302,6 +329,10 @@ class _Flight:
         elif self._limit is not None and now - self._since >= self._limit:
             self._drop()
             self._break_off(UpstreamFault("timeout", f"nothing for {self._limit:g} s"))
+            return
+        silence = self._call.silence
+        if silence is not None and splice.first_at is None and self._held is None:
+            silence.check(self.sent, now)
 
     def interrupt(self, fault: UpstreamFault) -> None:
         """End it here, whatever its upstream still has to say."""
@@ -350,14 +381,9 @@ class _Flight:
 
     def _pass_on(self, data: bytes) -> None:
         """A piece of the body, where it is not simply the client's."""
-        splice, remover, refusing = self._splice, self._call.remover, self._refusing
+        splice, remover = self._splice, self._call.remover
         self._has_fed = splice.was_moved = True  # even if all of it is held back
-        if refusing is not None:
-            refusing.content += data
-            if len(refusing.content) > _WORDS:
-                self._drop()
-                self._break_off(refusing)
-        elif remover is None or not splice.is_event_stream:
+        if remover is None or not splice.is_event_stream or self._rejection is not None:
             splice.write(data)
         else:
             splice.write(remover.feed(data))
@@ -405,6 +431,16 @@ class _Flight:
         has_fed, self._has_fed = self._has_fed, False
         return self._splice.flush() or has_fed
 
+    def _reject(self, status: int, what: str) -> None:
+        """Take the answer's body for what it says: the open stream has no place for it."""
+        fault = self._rejection = UpstreamFault("answered", what)
+        fault.status = status
+        self._opening, self._splice.opening = self._splice.opening, _Rejection(fault, self._full)
+
+    def _full(self, fault: UpstreamFault) -> None:
+        self._drop()
+        self._break_off(fault)
+
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -414,12 +450,24 @@ class _Flight:
         fault.after = self._loop.time() - self.sent
         self._fault = fault
         splice = self._splice
+        if self._rejection is not None:
+            splice.opening = self._opening
+        if self._held is not None:
+            self._held = None
+            splice.withdraw()
+        elif self._has_started:
+            self._is_passed_on = not splice.take_back()
+        else:  # into a stream that the gateway has opened
+            self._is_passed_on = splice.first_at is not None
         if self._is_passed_on:
             words = self._call.last_words(fault) if splice.is_event_stream else b""
             # Where there is neither a word nor a missing chunk, only a reset tells.
             if words or (splice.is_event_stream and splice.is_chunked):
                 splice.say(words)
-                splice.cut()
+                if words and self._call.ends_properly:
+                    splice.end()
+                else:
+                    splice.cut()
             else:
                 splice.abort()
         self._land()

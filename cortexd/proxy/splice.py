@@ -12,7 +12,7 @@ import re
 import time
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from aiohttp import web
 
@@ -29,6 +29,16 @@ _LAST: Final = Sent(may_go_on=False)
 _FIRST_OF_MANY: Final = Sent(may_go_on=True)
 
 
+class Opening(Protocol):
+    """What the first bytes of a body pass through, until it has let some of them go on."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what may be sent; nothing: more is needed."""
+
+    def rest(self) -> bytes:
+        """Return what was held back; the body is over."""
+
+
 class Splice:
     """One answer on its way to a client.
 
@@ -39,6 +49,7 @@ class Splice:
         once they are not in `tail` any more.
     token: what the first token of an event stream looks like; None: it has no tokens.
     token_at: when the piece with the first token was written, monotonic.
+    opening: what the first bytes of the body pass through, if anything.
     source: told when the client takes no more, when it does again, and when it leaves.
     """
 
@@ -48,8 +59,10 @@ class Splice:
     first_at: float | None = None
     token: re.Pattern[bytes] | None = None
     token_at: float | None = None
+    opening: Opening | None = None
     source: Sink | None = None
     status = 0
+    _head = b""
     _kept_size = 0
     _must_abort = False
     _is_early = True  # the first byte, or the first token, is still to come
@@ -95,7 +108,18 @@ class Splice:
         head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
         # From here on nobody must answer in our place, whatever goes wrong.
         self._request.writer.output_size = 1
+        self._head = head
         self._out.append(head)
+
+    def take_back(self) -> bool:
+        """Forget an answer of which nothing was sent yet. Return whether that was so."""
+        if not self._out or self._out[0] is not self._head:
+            return False
+        self._request.writer.output_size = 0
+        self._drop_body()
+        self._head, self.status = b"", 0
+        self.is_chunked = self.is_event_stream = self.is_open = self.was_moved = False
+        return True
 
     def write(self, data: bytes) -> None:
         """A piece of the body; it goes out with the next `flush`."""
@@ -103,6 +127,11 @@ class Splice:
             return
         self.was_moved = True
         if self._is_early:
+            if self.opening is not None:
+                data = self.opening.feed(data)
+                if not data:
+                    return
+                self.opening = None
             self._look_for_token(data)
         self._kept.append(data)
         self._kept_size += len(data)
@@ -118,8 +147,7 @@ class Splice:
     def withdraw(self) -> bytes:
         """Take back the body that was written before `start`, none of which was sent."""
         body = b"".join(self._out)
-        self._out, self._kept, self._kept_size = [], [], 0
-        self.first, self.first_at = b"", None
+        self._drop_body()
         return body
 
     def say(self, words: bytes) -> None:
@@ -146,6 +174,9 @@ class Splice:
 
     def end(self) -> None:
         """The answer is whole."""
+        if self.opening is not None and (rest := self.opening.rest()):
+            self.opening = None
+            self.write(rest)
         self.is_ended = True
         if self.is_chunked:
             self._out.append(b"0\r\n\r\n")
@@ -214,6 +245,11 @@ class Splice:
             self._overlap = (self._overlap + data)[-OVERLAP:]
             self._searched += len(data)
             self._is_early = self._searched < _SEARCHED
+
+    def _drop_body(self) -> None:
+        self._out, self._kept, self._kept_size = [], [], 0
+        self.first, self.first_at, self.token_at = b"", None, None
+        self._is_early, self._searched, self._overlap = True, 0, b""
 
     def _forget(self) -> None:
         """Keep the end of the body, and the beginning of it once."""

@@ -59,50 +59,6 @@ class ErrorEnvelope(msgspec.Struct, frozen=True):
     error: Error
 
 
-class ResponseError(msgspec.Struct, frozen=True):
-    """Why a response of the Responses API failed."""
-
-    code: str
-    message: str
-
-
-class FailedResponse(msgspec.Struct, frozen=True):
-    """A response that will not be completed."""
-
-    id: str
-    error: ResponseError
-    object: Literal["response"] = "response"
-    status: Literal["failed"] = "failed"
-    output: list[str] = []
-
-
-class ResponseFailed(msgspec.Struct, frozen=True):
-    """The event `response.failed`."""
-
-    response: FailedResponse
-    type: Literal["response.failed"] = "response.failed"
-    sequence_number: int = 0
-
-
-class PendingResponse(msgspec.Struct, frozen=True):
-    """A response that has not begun."""
-
-    id: str
-    created_at: int
-    model: str
-    object: Literal["response"] = "response"
-    status: Literal["in_progress"] = "in_progress"
-    output: list[str] = []
-
-
-class ResponseProgress(msgspec.Struct, frozen=True):
-    """The events `response.created` and `response.in_progress`."""
-
-    type: str
-    response: PendingResponse
-    sequence_number: int
-
-
 class Location(msgspec.Struct, frozen=True, omit_defaults=True):
     """One node that knows a model."""
 

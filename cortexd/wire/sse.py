@@ -1,4 +1,4 @@
-"""Server-sent events: one of our own, and what the gateway takes out of an engine's stream."""
+"""Server-sent events: their form, and what the gateway takes out of an engine's stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 # An event in pieces is held back until it is whole; one of this many bytes is passed on as it is.
 MAX_EVENT: Final = 64 * 1024
 
-_BOUNDARY: Final = re.compile(rb"\r?\n\r?\n")
+BOUNDARY: Final = re.compile(rb"\r?\n\r?\n")
 
 
 class _Chunk(msgspec.Struct):
@@ -25,6 +25,34 @@ _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
 def event(name: str, data: bytes) -> bytes:
     """One event. `data`: one line, as JSON is."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of one event; nothing for a block of comments."""
+    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines)
+
+
+def after(tail: bytes, event: bytes, *, is_whole: bool) -> bytes:
+    """Return what adds `event` to a stream that may have broken off within another event.
+
+    A blank line ends an event that has data. Where there is none to end it would be an event
+    without data, which some decoders dispatch and then fail to parse.
+    tail: the last bytes of the stream. is_whole: they are all of it.
+    """
+    end = b"\n" if tail.endswith(b"\r") else b""
+    text = tail + end
+    at = None
+    for boundary in BOUNDARY.finditer(text):
+        at = boundary.end()
+    cut = text[at:]
+    if at is None and not is_whole:  # it began before the tail, with data most likely
+        return end + (b"\n" if cut.endswith(b"\n") else b"\n\n") + event
+    if event.startswith(cut):
+        return end + event[len(cut) :]
+    if not cut.endswith(b"\n"):
+        end += b"\n"
+    return end + (b"\n" if data_of(cut).strip() else b"") + event
 
 
 class UsageRemover:
@@ -43,7 +71,7 @@ class UsageRemover:
         done = []
         at = 0
         # What was held back has no boundary in it, but one may begin at its end.
-        for boundary in _BOUNDARY.finditer(text, max(0, len(self._rest) - 3)):
+        for boundary in BOUNDARY.finditer(text, max(0, len(self._rest) - 3)):
             event = text[at : boundary.end()]
             at = boundary.end()
             if _is_usage_alone(event):

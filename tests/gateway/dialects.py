@@ -42,15 +42,16 @@ class Dialect:
 
     def code(self, refused: bytes) -> str:
         """What went wrong, in the words of this dialect; `refused`: the error event."""
-        *_, data = refused.strip().partition(b"data: ")
+        *_, last = refused.strip().split(b"\n\n")
+        *_, data = last.partition(b"data: ")
         event = json.loads(data)
         match self.path:
             case "/v1/messages":
-                assert refused.strip().startswith(b"event: error\n")
+                assert last.startswith(b"event: error\n")
                 assert event["type"] == "error"
                 return str(event["error"]["type"])
             case "/v1/responses":
-                assert refused.strip().startswith(b"event: response.failed\n")
+                assert last.startswith(b"event: response.failed\n")
                 assert event["type"] == "response.failed"
                 assert event["response"]["status"] == "failed"
                 return str(event["response"]["error"]["code"])
@@ -114,21 +115,24 @@ _PART: Final = {"type": "output_text", "text": "hello", "annotations": []}
 _ITEM: Final = {"id": "msg_1", "type": "message", "role": "assistant"}
 _WHERE: Final = {"item_id": "msg_1", "output_index": 0, "content_index": 0, "logprobs": []}
 _DONE: Final = b"data: [DONE]\n\n"
-_COMMENTS: Final = re.compile(rb"(?:: cortexd (?:loading|waiting for) [^\n]*\n\n)*")
+_COMMENT: Final = rb": cortexd (?:loading|waiting for) [^\n]*\n"
+_ALIVE: Final = rb"(?:(?:%b)+(?:data: [^\n]*\"choices\":\[\{%b\}\]\}\n\n)?)?"
+_EMPTY_DELTA: Final = rb'"index":0,"finish_reason":null,"delta":\{(?:"role":"assistant")?\}'
+_EMPTY_TEXT: Final = rb'"index":0,"finish_reason":null,"text":"","logprobs":null'
 _HI: Final = [{"role": "user", "content": "hi"}]
 
 CHAT: Final = Dialect(
     "/v1/chat/completions",
     {"messages": _HI},
     _events(_chat({"content": "hel"}, None), _chat({"content": "lo"}, "stop"), named=False) + _DONE,
-    _COMMENTS,
+    re.compile(_ALIVE % (_COMMENT, _EMPTY_DELTA)),
     (b"[DONE]",),
 )
 TEXT: Final = Dialect(
     "/v1/completions",
     {"prompt": "hi"},
     _events(_text("hel", None), _text("lo", "stop"), named=False) + _DONE,
-    _COMMENTS,
+    re.compile(_ALIVE % (_COMMENT, _EMPTY_TEXT)),
     (b"[DONE]",),
 )
 MESSAGES: Final = Dialect(
@@ -202,10 +206,7 @@ RESPONSES: Final = Dialect(
         ),
         named=True,
     ),
-    re.compile(
-        rb'(?:event: response\.created\ndata: [^\n]*"resp_req_[^\n]*\n\n'
-        rb'(?:event: response\.in_progress\ndata: [^\n]*"resp_req_[^\n]*\n\n)*)?'
-    ),
+    re.compile(rb"(?:event: message\n(?:%b)+)?" % _COMMENT),
     (b"response.completed", b"[DONE]"),
 )
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Gateway, Loading, Polling
+from cortexd.config.gateway import Config, Gateway, Loading, Polling, Upstream
 from cortexd.config.units import Duration
 from tests.fakes import FakeNeuron
 from tests.functional.raw import Client, Heard, connected
@@ -19,10 +19,18 @@ from tests.gateway.fleet import Fleet, running_fleet
 SOON, NEVER = 0.03, 60.0  # seconds of silence; a test is over long before the second
 
 
-def keepalive(seconds: float = SOON, *, timeout: float = 60.0, expose_route: bool = True) -> Config:
+def keepalive(
+    seconds: float = SOON,
+    *,
+    timeout: float = 60.0,
+    expose_route: bool = True,
+    prefill: float = NEVER,
+) -> Config:
+    """A configuration with these seconds of silence. prefill: on a model that is loaded."""
     return Config(
         polling=Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2),
         loading=Loading(timeout=Duration(timeout), keepalive=Duration(seconds)),
+        upstream=Upstream(keepalive=Duration(prefill)),
         gateway=Gateway(expose_route=expose_route),
     )
 
@@ -42,7 +50,10 @@ async def loading(
 
 async def a_sign_of_life(client: Client) -> bytes:
     """One more, with the head if it is the first."""
-    return await client.read_until(b"\n\n\r\n")
+    heard = await client.read_until(b"\n\r\n")
+    while heard.endswith(b"\r\n\r\n"):  # the head: no event ends so
+        heard += await client.read_until(b"\n\r\n")
+    return heard
 
 
 async def heard_over(client: Client, neuron: FakeNeuron, signs: int = 3) -> Heard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -33,7 +32,9 @@ async def test_a_stream_whose_model_loads_for_long_is_kept_alive_and_whole(
         heard = await heard_over(client, neuron)
         assert heard.status == 200
         said, answer = dialect.split(heard.body)
-        assert said.count(b"\n\n") >= 3
+        assert (
+            said.count(b"cortexd loading m on a\n" if dialect is not MESSAGES else b"ping\n") >= 3
+        )
         assert answer == dialect.answer
         assert_ended_well(heard)
         # The connection is as good as before.
@@ -65,7 +66,9 @@ async def test_the_early_head_hides_the_route_where_it_is_hidden() -> None:
         assert heard.get("x-request-id") is not None
         assert not [name for name, _ in heard.headers if name.startswith("x-cortex")]
         said, answer = CHAT.split(heard.body)
-        assert set(said.split(b"\n\n")) == {b": cortexd loading m", b""}
+        *comments, empty = said.strip().split(b"\n")
+        assert set(comments) == {b": cortexd loading m"}
+        assert empty.startswith(b"data: ")
         assert answer == CHAT.answer
 
 
@@ -74,11 +77,11 @@ async def test_comments_say_how_far_the_node_is(monkeypatch: pytest.MonkeyPatch)
     async with loading() as (_, neuron, client):
         await client.send(CHAT.request())
         first = await a_sign_of_life(client)
-        assert first.endswith(b"\r\n: cortexd loading m on a\n\n\r\n")
+        assert first.endswith(b"\r\n: cortexd loading m on a\n\r\n")
         for fraction, said in ((0.42, b" 42%"), (1, b" 100%")):
             progress = {"stage": "weights", "fraction": fraction}
             neuron.models["m"] = {"id": "m", "status": "loading", "progress": progress}
-            await client.read_until(b": cortexd loading m on a" + said + b"\n\n")
+            await client.read_until(b": cortexd loading m on a" + said + b"\n")
         neuron.release.set()
         assert (await client.read_until(CHAT.answer[-5:])).endswith(CHAT.answer[-5:])
 
@@ -98,7 +101,7 @@ async def test_no_model_name_gets_out_of_its_comment(model: str, comment: bytes)
         await client.send(CHAT.request(model=model))
         heard = await heard_over(client, neuron, signs=2)
         said, answer = CHAT.split(heard.body)
-        assert comment in said.split(b"\n\n")
+        assert comment in said.split(b"\n")
         assert answer == CHAT.answer
         assert_ended_well(heard)
         (name,) = heard.all("x-cortex-model")
@@ -106,20 +109,17 @@ async def test_no_model_name_gets_out_of_its_comment(model: str, comment: bytes)
         assert name.isprintable()
 
 
-async def test_responses_are_kept_alive_in_the_order_that_sdks_insist_on() -> None:
+async def test_responses_stream_has_comments_and_only_the_engines_own_events() -> None:
     async with loading() as (_, neuron, client):
         await client.send(RESPONSES.request("x-request-id: req_mine"))
         heard = await heard_over(client, neuron, signs=4)
         said, answer = RESPONSES.split(heard.body)
-        events = [json.loads(event.partition(b"data: ")[2]) for event in said.split(b"\n\n")[:-1]]
-        kinds = ["response.created"] + ["response.in_progress"] * (len(events) - 1)
-        assert len(events) >= 4
-        assert [event["type"] for event in events] == kinds
-        assert [event["sequence_number"] for event in events] == list(range(len(events)))
-        assert {event["response"]["id"] for event in events} == {"resp_req_mine"}
-        assert {event["response"]["status"] for event in events} == {"in_progress"}
-        # The engine's own follows unchanged.
+        default, *comments = said.strip().split(b"\n")
+        assert default == b"event: message"
+        assert set(comments) == {b": cortexd loading m on a"}
+        assert len(comments) >= 4
         assert answer == RESPONSES.answer
+        assert b"req_mine" not in heard.body
 
 
 @in_every_dialect
@@ -166,7 +166,7 @@ async def test_a_lazy_start_is_kept_alive_too(dialect: Dialect) -> None:
         said, answer = dialect.split(heard.body)
         assert answer == dialect.answer
         if dialect is CHAT:
-            assert said.startswith(b": cortexd loading m on a\n\n")
+            assert said.startswith(b": cortexd loading m on a\n")
         assert not fleet.loads("a")
 
 
@@ -227,6 +227,24 @@ async def test_who_waits_for_a_turn_after_the_load_is_kept_alive_too(dialect: Di
         assert heard.get("x-cortex-route") == "cold"
         assert dialect.split(heard.body)[1] == dialect.answer
         assert {answer.status for answer in await asyncio.gather(*asking)} == {200}
+
+
+@in_every_dialect
+async def test_http_1_0_stream_is_kept_alive_and_ends_with_its_connection(
+    dialect: Dialect,
+) -> None:
+    async with loading() as (_, neuron, client):
+        await client.send(dialect.request(version="1.0"))
+        # Without chunks, so there is no end of one to wait for.
+        end = b'ping"}\n\n' if dialect is MESSAGES else b": cortexd loading m on a\n"
+        so_far = b"".join([await client.read_until(end) for _ in range(3)])
+        neuron.release.set()
+        heard = await client.read_answer(so_far=so_far)
+        assert heard.get("transfer-encoding") is None
+        assert heard.get("connection") == "close"
+        assert heard.complete
+        assert dialect.split(heard.body)[1] == dialect.answer
+        assert client.ended == "eof"
 
 
 async def test_a_client_that_leaves_a_kept_stream_leaves_nothing_behind() -> None:

@@ -23,6 +23,7 @@ from tests.functional.raw import Client, Heard, connected
 from tests.gateway.dialects import (
     CHAT,
     MESSAGES,
+    RESPONSES,
     Dialect,
     assert_ended_well,
     engine,
@@ -30,6 +31,7 @@ from tests.gateway.dialects import (
     infer,
 )
 from tests.gateway.fleet import Fleet, running_fleet, until
+from tests.gateway.kept import a_sign_of_life
 
 FAST = Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
 KEPT = Loading(keepalive=Duration(0.03))
@@ -47,7 +49,7 @@ class Caller:
 
     async def hears_signs(self, count: int = 2) -> None:
         for _ in range(count):
-            self._heard += await self._client.read_until(b"\n\n\r\n")
+            self._heard += await a_sign_of_life(self._client)
 
     async def refused(self, code: str, status: int, words: str = "") -> Heard:
         """Hear the end, hold it to what every end must be, and find it in the log."""
@@ -59,7 +61,8 @@ class Caller:
         heard = await self._client.read_answer(so_far=self._heard)
         assert heard.status == 200
         _, event = dialect.split(heard.body)
-        assert event.strip().count(b"\n\n") == 0
+        # OpenAI's helpers take no `response.failed` without a `response.created` before it.
+        assert event.strip().count(b"\n\n") == (1 if dialect is RESPONSES else 0)
         for end in dialect.ends:
             assert end not in heard.body
         assert_ended_well(heard)
@@ -76,6 +79,20 @@ class Caller:
         else:
             assert (dialect.code(event), line["status"]) == (line["code"], status)
         return heard
+
+    async def rejected(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the end. Return the engine's error in it, and the line of the log."""
+        dialect = self._dialect
+        heard = await self._client.read_answer(so_far=self._heard)
+        assert_ended_well(heard)
+        for end in dialect.ends:
+            assert end not in heard.body
+        _, event = dialect.split(heard.body)
+        dialect.code(event)
+        data = json.loads(event.rpartition(b"data: ")[2])
+        await until(lambda: bool(self._log.getvalue()))
+        [line] = map(json.loads, self._log.getvalue().splitlines())
+        return (data["response"] if dialect is RESPONSES else data)["error"], line
 
     async def is_counted(self, code: str, status: int) -> None:
         metric = self.fleet.metric
@@ -190,8 +207,6 @@ def refusing(status: int, body: bytes) -> FakeNeuron:
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (400, b'{"error": {"message": "the prompt is too long"}}', "the prompt is too long"),
-        (404, b'{"error": {"message": "no such adapter"}}', "no such adapter"),
         (500, b'{"error": "CUDA error: out of memory"}', "CUDA error: out of memory"),
         (200, b'{"id": "not a stream"}', ""),
     ],
@@ -208,12 +223,75 @@ async def test_an_engine_that_refuses(
         assert len(neuron.inference) == 1
 
 
-async def test_what_an_engine_has_refused_is_carried_to_no_other() -> None:
+TOO_LONG = {
+    "code": "context_length_exceeded",
+    "message": "the prompt has 9000 tokens, the context 4096",
+    "type": "exceed_context_size_error",
+    "n_ctx": 4096,
+}
+# The body of an engine's 4xx, what is expected of it in OpenAI's envelope, and its message.
+REJECTIONS = {
+    "OpenAI's envelope": (
+        400,
+        {"error": TOO_LONG},
+        {"code": "context_length_exceeded", "n_ctx": 4096},
+        TOO_LONG["message"],
+    ),
+    "a number for a code": (400, {"error": TOO_LONG | {"code": 400}}, {"code": 400}, ""),
+    "no envelope": (400, TOO_LONG | {"object": "error"}, {"param": None}, TOO_LONG["message"]),
+    "a string": (404, {"error": "no such adapter"}, {"code": None}, "no such adapter"),
+    "Anthropic's envelope": (
+        400,
+        {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}},
+        {},
+        "no",
+    ),
+    "too many": (422, {"error": {"message": "x" * 9000}}, {}, "x" * 9000),
+}
+
+
+@pytest.mark.parametrize("name", REJECTIONS)
+@in_every_dialect
+async def test_engine_error_after_keep_alives_is_an_invalid_request(
+    dialect: Dialect, name: str
+) -> None:
+    status, body, expected, message = REJECTIONS[name]
+    neuron = refusing(status, json.dumps(body).encode())
+    async with kept(dialect, a=neuron) as caller:
+        neuron.release.set()
+        error, line = await caller.rejected()
+        assert (line["status"], line.get("code")) == (status, None)
+        assert message in error["message"]
+        if dialect is MESSAGES:
+            kind = "not_found_error" if status == 404 else "invalid_request_error"
+            assert error["type"] == kind
+        else:
+            assert error["type"] == "invalid_request_error"
+        if dialect is RESPONSES and not isinstance(expected.get("code", ""), str):
+            expected = expected | {"code": "invalid_prompt"}
+        if dialect is not MESSAGES or expected.get("code"):
+            assert error | expected == error
+        metric = caller.fleet.metric
+        assert await metric("cortexd_requests_total", status=str(status), path=dialect.path) == 1
+        assert await metric("cortexd_refusals_total") == 0
+        assert len(neuron.inference) == 1
+
+
+async def test_engine_error_without_words_names_its_status() -> None:
+    neuron = refusing(400, b"")
+    async with kept(CHAT, a=neuron) as caller:
+        neuron.release.set()
+        error, _ = await caller.rejected()
+        assert error["message"] == "The engine answered 400."
+
+
+async def test_engine_error_is_not_tried_on_another_node() -> None:
     a, b = (refusing(400, b'{"error": {"message": "the prompt is too long"}}') for _ in "ab")
     async with kept(CHAT, a=a, b=b) as caller:
         b.models["m"] = "loaded"
         a.release.set()
-        await caller.refused("upstream_failed", 502, "the prompt is too long")
+        error, _ = await caller.rejected()
+        assert error["message"] == "the prompt is too long"
         assert len(a.inference) + len(b.inference) == 1
         assert not caller.fleet.loads("b")
 
@@ -233,7 +311,7 @@ async def test_an_engine_that_is_full_for_a_while_serves_it_in_the_end(dialect: 
         connected(fleet.gateway.address) as client,
     ):
         await client.send(dialect.request())
-        so_far = await client.read_until(b"\n\n\r\n")
+        so_far = await a_sign_of_life(client)
         neuron.release.set()
         heard = await client.read_answer(so_far=so_far)
         assert dialect.split(heard.body)[1] == dialect.answer
@@ -255,10 +333,12 @@ async def test_an_engine_that_stays_full_is_given_up_at_the_bound(dialect: Diale
 
 @in_every_dialect
 async def test_an_engine_that_breaks_off_after_its_first_byte_is_cut(dialect: Dialect) -> None:
+    cut = dialect.answer.index(b"\n\n") + 22
+
     async def break_off(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(dialect.answer[:20])
+        await response.write(dialect.answer[:cut])
         assert request.transport is not None
         request.transport.abort()
         return response
@@ -269,11 +349,11 @@ async def test_an_engine_that_breaks_off_after_its_first_byte_is_cut(dialect: Di
         connected(fleet.gateway.address) as client,
     ):
         await client.send(dialect.request())
-        so_far = await client.read_until(b"\n\n\r\n")
+        so_far = await a_sign_of_life(client)
         neuron.release.set()
         heard = await client.read_answer(so_far=so_far)
-        assert not heard.complete
+        assert heard.complete == (dialect is RESPONSES)
         _, rest = dialect.split(heard.body)
-        assert rest.startswith(dialect.answer[:20])
+        assert rest.startswith(dialect.answer[:cut])
         for end in dialect.ends:
             assert end not in heard.body

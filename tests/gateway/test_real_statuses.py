@@ -64,18 +64,6 @@ async def test_who_does_not_stream_waits_for_a_real_status(dialect: Dialect) -> 
         assert (await other.read_answer(so_far=so_far)).complete
 
 
-async def test_http_1_0_waits_for_a_real_status() -> None:
-    async with loading() as (_, neuron, client), connected(client.ends()[1]) as other:
-        await client.send(CHAT.request(version="1.0"))
-        await other.send(CHAT.request())
-        for _ in range(5):
-            await a_sign_of_life(other)
-        neuron.release.set()
-        heard = await client.read_answer()
-        assert (heard.status, heard.get("x-cortex-node")) == (200, "a")
-        assert heard.body == CHAT.answer
-
-
 async def test_other_paths_wait_for_a_real_status() -> None:
     async with loading() as (fleet, neuron, client):
         asking = asyncio.create_task(fleet.ask(path="/v1/audio/speech", stream=True))
@@ -90,7 +78,7 @@ async def test_other_paths_wait_for_a_real_status() -> None:
 
 @pytest.mark.parametrize("head_first", [False, True])
 @in_every_dialect
-async def test_a_slow_prompt_on_a_loaded_model_gets_no_early_head(
+async def test_a_slow_prompt_on_a_loaded_model_gets_no_early_head_within_its_grace_period(
     dialect: Dialect, head_first: bool
 ) -> None:
     thought = asyncio.Event()

@@ -16,7 +16,7 @@ from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Loading, Polling
 from cortexd.config.units import Duration
 from tests.fakes import FakeNeuron
-from tests.gateway.dialects import RESPONSES, engine
+from tests.gateway.dialects import CHAT, RESPONSES, engine
 from tests.gateway.fleet import GUARD, Fleet, running_fleet
 
 CONFIG = Config(
@@ -69,7 +69,7 @@ async def test_openai_chat_reads_over_it() -> None:
         assert not neuron.inference
         neuron.release.set()
         said = [chunk.choices[0].delta.content async for chunk in stream]
-        assert said == ["hel", "lo"]
+        assert said == [None, "hel", "lo"]
 
 
 async def test_openai_completions_read_over_it() -> None:
@@ -77,46 +77,56 @@ async def test_openai_completions_read_over_it() -> None:
         stream = await client.completions.create(model="m", prompt="hi", stream=True)
         assert not neuron.inference
         neuron.release.set()
-        assert [chunk.choices[0].text async for chunk in stream] == ["hel", "lo"]
+        assert [chunk.choices[0].text async for chunk in stream] == ["", "hel", "lo"]
 
 
 async def test_openai_responses_read_over_it() -> None:
     async with loading() as (fleet, neuron), openai_client(fleet) as client:
         stream = await client.responses.create(model="m", input="hi", stream=True)
-        kinds = []
-        async for event in stream:
-            kinds.append(event.type)
-            if len(kinds) == 3:
-                neuron.release.set()
-        assert kinds[:3] == ["response.created", "response.in_progress", "response.in_progress"]
-        at = kinds.index("response.created", 1)
-        assert set(kinds[1:at]) == {"response.in_progress"}
-        assert kinds[at:] == [
-            event["type"]
-            for event in (
-                json.loads(event.partition(b"data: ")[2])
-                for event in RESPONSES.answer.split(b"\n\n")[:-1]
-            )
+        assert not neuron.inference
+        neuron.release.set()
+        events: list[Any] = [event async for event in stream]
+        assert [event.type for event in events] == [
+            json.loads(event.partition(b"data: ")[2])["type"]
+            for event in RESPONSES.answer.split(b"\n\n")[:-1]
         ]
-        assert event.type == "response.completed"
-        assert event.response.output_text == "hello"
+        assert events[-1].response.output_text == "hello"
 
 
-async def test_openais_accumulating_helper_wants_one_response_id_in_a_stream() -> None:
-    """The engine's own id comes after ours, unchanged. Who reads event by event does not mind."""
+async def test_openais_responses_helper_reads_over_it() -> None:
     async with (
         loading() as (fleet, neuron),
         openai_client(fleet) as client,
         client.responses.stream(model="m", input="hi") as stream,
     ):
+        assert not neuron.inference
+        neuron.release.set()
+        response = await stream.get_final_response()
+        assert (response.id, response.output_text) == ("resp_engine", "hello")
 
-        async def read() -> None:
-            async for event in stream:
-                if event.type == "response.in_progress":
-                    neuron.release.set()
 
-        with pytest.raises(RuntimeError):
-            await read()
+@pytest.mark.parametrize("has_role", [False, True])
+async def test_openais_chat_helper_reads_over_it(has_role: bool) -> None:
+    """It puts deltas together: neither a role nor an id may come twice."""
+    role = b'{"role": "assistant", "content": "'
+    answer = CHAT.answer.replace(b'{"content": "', role, 1) if has_role else CHAT.answer
+
+    async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(answer)
+        return response
+
+    async with (
+        loading(engine(answer=infer)) as (fleet, neuron),
+        openai_client(fleet) as client,
+        client.chat.completions.stream(model="m", messages=HI) as stream,
+    ):
+        assert not neuron.inference
+        neuron.release.set()
+        completion = await stream.get_final_completion()
+        assert completion.id == "chatcmpl-1"
+        assert completion.choices[0].message.content == "hello"
 
 
 async def test_anthropic_messages_read_over_it() -> None:
@@ -164,13 +174,11 @@ async def test_openai_responses_end_in_an_event_of_their_own() -> None:
         stream = await client.responses.create(model="m", input="hi", stream=True)
         neuron.release.set()
         events: list[Any] = [event async for event in stream]
-        assert events[0].type == "response.created"
-        assert {event.type for event in events[1:-1]} <= {"response.in_progress"}
-        assert events[-1].type == "response.failed"
+        assert [event.type for event in events] == ["response.created", "response.failed"]
         assert events[-1].response.id == events[0].response.id
         assert events[-1].response.error.code == "cold_load_failed"
         assert "no disk" in events[-1].response.error.message
-        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert [event.sequence_number for event in events] == [0, 1]
 
 
 async def test_openais_responses_helper_has_no_answer_then() -> None:
@@ -193,3 +201,34 @@ async def test_anthropic_raises() -> None:
         with pytest.raises(anthropic.APIError, match="no disk"):
             async for _ in stream:
                 pass
+
+
+async def test_openais_responses_helper_reads_the_end_of_a_broken_stream() -> None:
+    """One response id and rising numbers to the end, and the end is no broken connection."""
+    for count in (1, 4, 6):
+        sent = b"".join(each + b"\n\n" for each in RESPONSES.answer.split(b"\n\n")[:count])
+
+        async def break_off(
+            request: web.Request, _: dict[str, Any], sent: bytes = sent
+        ) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(sent)
+            assert request.transport is not None
+            request.transport.abort()
+            return response
+
+        neuron = engine({"m": "loaded"}, break_off)
+        async with (
+            loading(neuron) as (fleet, _),
+            openai_client(fleet) as client,
+            client.responses.stream(model="m", input="hi") as stream,
+        ):
+            events = [event async for event in stream]
+        *_, last = events
+        assert last.type == "response.failed"
+        assert last.response.id == "resp_engine"
+        assert last.response.status == "failed"
+        assert last.response.error is not None
+        assert last.response.error.code == "upstream_interrupted"
+        assert [event.sequence_number for event in events] == list(range(count + 1))

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -91,6 +92,8 @@ FAULTS: dict[str, tuple[Script, str]] = {
     "busy": ([Send(streamed(b"secret").replace(b"200 OK", b"429 Busy"))], "answered 429"),
     "one piece": ([Send(sized(b'{"secret": 1}'))], "no event stream"),
     "hang-up": ([Close()], "closed the connection"),
+    "hang-up after the head": ([Send(SSE_HEAD), Close()], "closed the connection"),
+    "a broken chunk": ([Send(SSE_HEAD + b"nonsense\r\n"), Stall()], "not HTTP"),
     "reset": ([Reset()], "reset"),
     "nonsense": ([Send(b"secret\r\n\r\n"), Stall()], "not HTTP"),
     "refused": ([], "Connection refused"),
@@ -138,22 +141,23 @@ async def test_after_such_a_fault_another_upstream_may_answer(how: str) -> None:
     assert carried[0].usage == Usage(7, 2)
 
 
-@pytest.mark.parametrize("begun", [b"", EVENTS[0]], ids=["after the head", "after an event"])
+@pytest.mark.parametrize("is_proper", [False, True])
 async def test_an_upstream_that_dies_in_the_open_stream_ends_it_in_the_last_words(
-    begun: bytes,
+    is_proper: bool,
 ) -> None:
     carried: list[Carried] = []
-    origin = Origin([Send(SSE_HEAD + (chunks(begun) if begun else b"")), Close()])
+    origin = Origin([Send(SSE_HEAD + chunks(EVENTS[0])), Close()])
 
     async def play(splice: Splice, carry: Carry) -> None:
-        carried.append(await carry(call(origin.url)))
+        asked = msgspec.structs.replace(call(origin.url), ends_properly=is_proper)
+        carried.append(await carry(asked))
 
     async with origin.running(), opened(play) as client:
         heard = await client.ask(post(b""))
-        assert heard.body == EARLY + begun + ERROR
-        assert (heard.complete, heard.ended) == (False, "eof")
+        assert heard.body == EARLY + EVENTS[0] + ERROR
+        assert (heard.complete, heard.ended) == (is_proper, None if is_proper else "eof")
     assert carried[0].is_interrupted
-    assert (carried[0].first_byte is None) == (not begun)
+    assert carried[0].first_byte is not None
 
 
 async def test_what_the_gateway_says_while_it_waits_is_not_the_answers_first_byte() -> None:

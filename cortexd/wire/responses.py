@@ -1,0 +1,91 @@
+"""Streams of the Responses API: what the gateway reads of one that broke off, and its last events.
+
+A stream has one response id and rising sequence numbers from its first event to its last, whoever
+writes it: OpenAI's `responses.stream()` raises on anything else.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from cortexd.wire import sse
+
+PATH: Final = "/v1/responses"
+
+_RESPONSE: Final = re.compile(rb'"response"\s*:\s*\{')
+_ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
+_NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})\b')
+# What a response must have besides its id, model, time and status. OpenAI's OpenAPI description.
+_REQUIRED: Final[dict[str, Any]] = {
+    "object": "response",
+    "error": None,
+    "incomplete_details": None,
+    "instructions": None,
+    "metadata": {},
+    "output": [],
+    "parallel_tool_calls": True,
+    "temperature": None,
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": None,
+    "usage": None,
+}
+
+
+class _Lifecycle(msgspec.Struct):
+    """An event that carries the whole response."""
+
+    response: dict[str, Any]
+
+
+_decode: Final = msgspec.json.Decoder(_Lifecycle).decode
+
+
+def failure(
+    error: dict[str, Any],
+    *,
+    request_id: str,
+    model: str,
+    now: int,
+    head: bytes = b"",
+    tail: bytes = b"",
+) -> bytes:
+    """The events that end a stream as failed.
+
+    error: of the response; its `code` and `message` are required.
+    head, tail: the first and the last bytes of what was sent of the engine's stream; the same if
+        that was short. Without an event in them a `response.created` comes first.
+    now: seconds since the epoch.
+    """
+    numbers = _NUMBER.findall(tail) or _NUMBER.findall(head)
+    number = int(numbers[-1]) + 1 if numbers else 0
+    own = {"id": f"resp_{request_id}", "created_at": now, "model": model} | _REQUIRED
+    response = own | _begun(head)
+    events = b""
+    # Bytes of a head that is not all of the stream are an event that is longer than them.
+    if head == tail and sse.BOUNDARY.search(head) is None:
+        events = _event("response.created", response | {"status": "in_progress"}, number)
+        number += 1
+    failed = response | {"status": "failed", "error": error}
+    return events + _event("response.failed", failed, number)
+
+
+def _begun(head: bytes) -> dict[str, Any]:
+    """The engine's own response, as its first event has it; only the id if that event is cut."""
+    boundary = sse.BOUNDARY.search(head)
+    if boundary is not None:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            found = _decode(sse.data_of(head[: boundary.end()])).response
+            return {name: value for name, value in found.items() if value is not None}
+    start = _RESPONSE.search(head)
+    found_id = _ID.search(head, start.end()) if start else None
+    return {"id": found_id[1].decode(errors="replace")} if found_id else {}
+
+
+def _event(kind: str, response: dict[str, Any], number: int) -> bytes:
+    event = {"type": kind, "response": response, "sequence_number": number}
+    return sse.event(kind, msgspec.json.encode(event))
