@@ -103,13 +103,17 @@ class LoadTable:
 
     # What requests ask for.
 
-    async def wait(self, decision: Load | Wait, patience: Patience | None = None) -> Lease | None:
+    async def wait(
+        self, decision: Load | Wait, patience: Patience | None = None, *, may_evict: bool = True
+    ) -> Lease | None:
         """Join the model's job, or start it, and wait for one's turn.
+
+        may_evict: whether other models may be unloaded for this request.
 
         A claim on the replica where it is now resident, or None: decide again.
         Raises Refusal when the wait was in vain.
         """
-        entry = self.join(decision)
+        entry = self.join(decision, may_evict=may_evict)
         return await self._stand_in(entry.line, decision.model, entry, patience)
 
     async def wait_turn(
@@ -149,7 +153,9 @@ class LoadTable:
 
     # What operators ask for (`control.operator`).
 
-    def join(self, decision: Load | Wait, *, unasked: bool = False) -> Entry:
+    def join(
+        self, decision: Load | Wait, *, unasked: bool = False, may_evict: bool = True
+    ) -> Entry:
         """What is under way for a model; what the decision asks for when nothing is.
 
         unasked: for a copy that is kept, not for a request.
@@ -159,9 +165,12 @@ class LoadTable:
         self._check_open()
         entry = self._entries.get(decision.model)
         if entry is not None:
+            entry.may_evict = entry.may_evict or may_evict
             return entry
         if isinstance(decision, Load):
-            return self._load(decision.placement, decision.model, unasked=unasked)
+            entry = self._load(decision.placement, decision.model, unasked=unasked)
+            entry.may_evict = may_evict
+            return entry
         return self._watch(decision)
 
     def ours(self, model: str) -> Entry | None:
@@ -249,7 +258,7 @@ class LoadTable:
             else:
                 self._fail(entry, error.words)
         except Refusal as refusal:
-            self._settle(entry)
+            self._settle(entry, failed=True)
             self._end(entry, Event.FAULT, refusal)
         except NotNeeded as elsewhere:
             self._settle(entry)

@@ -119,7 +119,7 @@ class Dispatcher:
                     passes += not for_us
                     cold = cold or not for_us
                     began, lacking = self.now(), registry.ledger.count_unloadable(query.model)
-                    lease = await self._table.wait(decision, patience)
+                    lease = await self._table.wait(decision, patience, may_evict=query.may_evict)
                     waited += self.now() - began
                     if lease is None:
                         # It was there, and makes room for another one: that is our own doing, too.

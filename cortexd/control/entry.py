@@ -30,7 +30,8 @@ class Entry:
 
     node: where; None while that is not known. deadline: loop time. stage, fraction: how far it is,
         in the node's words. is_ours: we asked for it. is_unasked: for a copy that
-        is kept, not for a request. refusal: what it ended with, if with one.
+        is kept, not for a request. may_evict: whether other models may be unloaded for it; set
+        once a request joins that may. refusal: what it ended with, if with one.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Entry:
         *,
         is_ours: bool,
         is_unasked: bool = False,
+        may_evict: bool = True,
     ) -> None:
         self.model = model
         self.node = node
         self.deadline = deadline
         self.is_ours = is_ours
         self.is_unasked = is_unasked
+        self.may_evict = may_evict
         self.state = State.QUEUED
         self.line = Line()
         self.began = self.moved = now()

@@ -13,6 +13,7 @@ from cortexd.control.registry import Registry
 from cortexd.control.reservations import Reservations
 from cortexd.control.room import Room
 from cortexd.fleet.placement import Placement
+from cortexd.fleet.routing import not_loaded
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LOADED, LOADING, RELOADING
 
@@ -75,6 +76,8 @@ class Loader:
             if profile is None or not _is_full(error):
                 raise
             log.info("%s has no room for %r: %s", node, model, error)
+            if not entry.may_evict:
+                raise not_loaded(model) from error
             if not await self._room.clear(profile, placement):
                 raise
             log.info("loading %r on %s once more", model, node)

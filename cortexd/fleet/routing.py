@@ -17,7 +17,7 @@ from cortexd import errors
 from cortexd.errors import Refusal
 from cortexd.fleet.assessment import absence, glance
 from cortexd.fleet.choice import Affinity, choose, no_affinity
-from cortexd.fleet.memory import free
+from cortexd.fleet.memory import RESIDENT, free
 from cortexd.fleet.placement import NoPlacement, Placement, place
 from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot
 from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
@@ -28,12 +28,15 @@ class Query(msgspec.Struct, frozen=True):
 
     affinity: gives the key of what the request belongs to; asked only when replicas are equal.
     turn: its number, for when there is no such key.
+    may_evict: whether other models may be unloaded for it; False for a request that is not worth
+        that, which is refused instead.
     """
 
     model: str
     tried: Collection[str] = ()
     affinity: Affinity = no_affinity
     turn: int = 0
+    may_evict: bool = True
 
 
 class Serve(msgspec.Struct, frozen=True):
@@ -117,9 +120,11 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     left = [replica for replica in asleep if replica.node not in query.tried]
     if asleep and not left:
         return Refuse(_all_failed(model, asleep))
+    if not query.may_evict:
+        left = [r for r in left if _needs_no_eviction(model, nodes[r.node], snapshot, ledger, now)]
     if (roused := _roused(left, snapshot, ledger, now)) is not None:
         return Lazy(roused)
-    if gated:  # what is begun meanwhile would be unloaded, too
+    if gated and query.may_evict:  # what is begun meanwhile would be unloaded, too
         return Wait(model, "unloading", min(gated))
     profile = snapshot.catalogue.profiles.get(model)
     stuck = [replica for replica in here if replica.unservable is not None]
@@ -127,9 +132,42 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     if profile is not None:
         placed = place(profile, snapshot, ledger, now, avoid=[r.node for r in stuck])
         if isinstance(placed, Placement):
-            return Load(model, placed)
+            if query.may_evict:
+                return Load(model, placed)
+            node = nodes[placed.node]
+            if not gated and _needs_no_eviction(model, node, snapshot, ledger, now):
+                return Load(model, placed)
+            return Refuse(not_loaded(model))
         nothing = placed
+    if not query.may_evict and (asleep or gated or (nothing and nothing.crowded)):
+        return Refuse(not_loaded(model))
     return Refuse(refusal(model, snapshot, nothing, now, stuck))
+
+
+def _needs_no_eviction(
+    model: str, node: Node, snapshot: Snapshot, ledger: Ledger, now: float
+) -> bool:
+    """Whether the model can be loaded there without any other being unloaded, for certain.
+
+    A node may evict by itself: where the size is not known, no other model may be resident.
+    """
+    profile = snapshot.catalogue.profiles.get(model)
+    if profile is not None and node.hardware is not None:
+        seen = glance(profile, node, snapshot, ledger, now)
+        if seen.share is not None:
+            return seen.fits
+    return not any(
+        info.status in RESIDENT and other != model for other, info in node.models.items()
+    ) and not any(name == node.name and other != model for name, other in ledger.promises)
+
+
+def not_loaded(model: str) -> Refusal:
+    """Refuse a request for which no other model is unloaded."""
+    return Refusal(
+        errors.MODEL_NOT_LOADED,
+        f"The model {model!r} is not loaded, and other models are not unloaded to count tokens. "
+        "Send a request to the model first, or estimate the count.",
+    )
 
 
 def _roused(

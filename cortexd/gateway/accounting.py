@@ -21,6 +21,8 @@ UNCOUNTED = frozenset(
         "/tokenize",
         "/detokenize",
         "/v1/messages/count_tokens",
+        "/v1/chat/completions/input_tokens",
+        "/v1/responses/input_tokens",
         "/v1/moderations",
         "/v1/audio/speech",
         "/v1/audio/transcriptions",

@@ -65,6 +65,8 @@ INFERENCE_PATHS = (
     "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/chat/completions/input_tokens",
+    "/v1/responses/input_tokens",
     "/v1/rerank",
     "/rerank",
     "/v1/score",

@@ -24,6 +24,9 @@ _ANTHROPIC_TYPES: Final[Mapping[int, str]] = {
     503: "overloaded_error",
 }
 _OVERLOADED: Final = 529  # Anthropic's own status for what HTTP calls 503
+# Refusals with a status of their own for Anthropic's clients. Claude Code estimates a count after
+# any error, but its SDK repeats a request that ended with a 5xx first.
+_ANTHROPIC_STATUSES: Final[Mapping[str, int]] = {errors.MODEL_NOT_LOADED.code: 404}
 
 
 def dialect_of(path: str) -> Dialect:
@@ -34,7 +37,10 @@ def dialect_of(path: str) -> Dialect:
 def status_of(refusal: Refusal, dialect: Dialect) -> int:
     """The HTTP status of a refusal on a face of that dialect."""
     status = refusal.kind.status
-    return _OVERLOADED if dialect == "anthropic" and status == 503 else status
+    if dialect != "anthropic":
+        return status
+    status = _ANTHROPIC_STATUSES.get(refusal.kind.code, status)
+    return _OVERLOADED if status == 503 else status
 
 
 def anthropic_type(status: int) -> str:
@@ -55,6 +61,7 @@ def error_object(refusal: Refusal, dialect: Dialect) -> dict[str, Any]:
     """Return the error itself, without the envelope of its dialect."""
     status = refusal.kind.status
     if dialect == "anthropic":
+        status = _ANTHROPIC_STATUSES.get(refusal.kind.code, status)
         return msgspec.structs.asdict(anthropic.Error(anthropic_type(status), refusal.message))
     return msgspec.structs.asdict(
         openai.Error(refusal.message, openai_type(status), refusal.param, refusal.kind.code)

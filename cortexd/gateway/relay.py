@@ -48,6 +48,17 @@ TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _ERRORS: Final = range(400, 600)
 _UNREACHED: Final = frozenset({"refused", "unreachable"})
 
+# Requests that only ask about tokens: no other model is unloaded for them.
+TOKEN_PATHS: Final = frozenset(
+    {
+        "/v1/messages/count_tokens",
+        "/v1/chat/completions/input_tokens",
+        "/v1/responses/input_tokens",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+
 
 class Relay:
     """Takes inference requests to the fleet."""
@@ -140,6 +151,7 @@ class Relay:
             config.upstream.retries,
             affinity=Affinity(inbound.request, inbound.path, body),
             turn=next(self._turns),
+            may_evict=inbound.path not in TOKEN_PATHS,
             patience_for=config.loading.timeout,
         )
         first: RouteDecision | None = None

@@ -26,6 +26,7 @@ class Attempts:
     retries: how many attempts may follow the first.
     affinity, turn: what decides among replicas that are equal.
     query: what to ask of routing.
+    may_evict: whether other models may be unloaded for it.
     patience_for: seconds that a request which met a cold model may wait in all.
     since: when it arrived, loop time, once a node has turned it away though it had waited for its
         model: it goes back to its place in the line.
@@ -44,10 +45,11 @@ class Attempts:
         *,
         affinity: Affinity = no_affinity,
         turn: int = 0,
+        may_evict: bool = True,
         patience_for: float = 0.0,
     ) -> None:
         self._dispatcher = dispatcher
-        self.query = Query(model, frozenset(), affinity, turn)
+        self.query = Query(model, frozenset(), affinity, turn, may_evict)
         self._left = retries
         self._began = dispatcher.now()
         self._patience_for = patience_for
