@@ -16,7 +16,7 @@ class Kind:
     code: the machine-readable name, also sent as `x-cortex-code`.
     status: HTTP status; the Anthropic faces answer 529 where this is 503.
     retry_after: seconds a client should wait, sent as `Retry-After`.
-    should_retry: False adds `x-should-retry: false`: asking again at once can't help.
+    should_retry: False adds `x-should-retry: false`: asking again can never help.
     """
 
     code: str
@@ -56,7 +56,7 @@ NO_ROOM = Kind("no_room", 503, 10)
 COLD_LOAD_FAILED = Kind("cold_load_failed", 502)  # Retry-After: what is left of the back-off
 MODEL_LOADING = Kind("model_loading", 503, 10)
 # Of a request that only counts tokens: its client is to go on without, not to wait for a load.
-MODEL_NOT_LOADED = Kind("model_not_loaded", 503, should_retry=False)
+MODEL_NOT_LOADED = Kind("model_not_loaded", 503)
 UNLOAD_FAILED = Kind("unload_failed", 502)
 LOAD_QUEUE_FULL = Kind("load_queue_full", 503, 5)
 ENDPOINT_RESOLVE_FAILED = Kind("endpoint_resolve_failed", 502, 2)

@@ -16,7 +16,7 @@ from cortexd.config.units import Duration
 from cortexd.control import coldload
 from tests.control.cold import SHORT, asking, codes, fleet_with, held, is_empty, waiting
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import until
+from tests.gateway.fleet import Fleet, until
 
 LoadAnswer = Callable[[dict[str, Any]], Awaitable[web.Response]]
 
@@ -238,6 +238,11 @@ async def test_a_restart_alone_says_so() -> None:
 # The node only takes note.
 
 
+def status_at(fleet: Fleet, node: str) -> str | None:
+    info = fleet.gateway.registry.snapshot.nodes[node].models.get("m")
+    return info and info.status
+
+
 @pytest.mark.parametrize("end", ["loaded", "failed", "gone"])
 async def test_a_neuron_that_only_takes_note_ends_every_wait(end: str) -> None:
     neuron = FakeNeuron()
@@ -250,9 +255,7 @@ async def test_a_neuron_that_only_takes_note_ends_every_wait(end: str) -> None:
     async with fleet_with(a=neuron) as fleet:
         requests = asking(fleet, 20)
         await waiting(fleet, 20)
-        await until(
-            lambda: fleet.gateway.registry.snapshot.nodes["a"].models["m"].status == "loading"
-        )
+        await until(lambda: status_at(fleet, "a") == "loading")
         if end == "gone":
             del neuron.models["m"]
         else:

@@ -47,7 +47,6 @@ async def test_token_count_unloads_no_other_model(path: str) -> None:
         is_anthropic = path.startswith("/v1/messages")
         assert answer.status == (404 if is_anthropic else 503)
         assert answer.headers["x-cortex-code"] == "model_not_loaded"
-        assert answer.headers["x-should-retry"] == "false"
         assert "Retry-After" not in answer.headers
         assert "'m' is not loaded" in answer.json["error"]["message"]
         if is_anthropic:
