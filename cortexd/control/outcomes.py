@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 
 from cortexd.control.entry import Entry
 from cortexd.control.events import Events
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
+from cortexd.fleet.observe import Observation
 from cortexd.fleet.snapshot import Failure
 from cortexd.metrics import Metrics
+from cortexd.wire.neuron import FAILED, LOADED, Model
 
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF: Final = 15.0  # seconds; doubled by every further failure
 LONGEST_BACKOFF: Final = 300.0
+NO_WORDS: Final = "its load failed"
 
 
 class Outcomes:
-    """Notes how loads ended; whoever waits for them is the table's business."""
+    """Notes how loads ended, those that nodes began by themselves too; whoever waits for them is
+    the table's business."""
 
     def __init__(self, registry: Registry, metrics: Metrics, events: Events) -> None:
         self._registry = registry
         self._metrics = metrics
         self._events = events
+        self._seen: dict[str, Mapping[str, Model]] = {}  # node → its models at its last poll
+        registry.watchers.append(self._observed)
 
     def loaded(self, entry: Entry) -> None:
         """The model is there; nothing is held against its node any more."""
@@ -43,10 +50,10 @@ class Outcomes:
         """Its node is left alone with this model for a while, longer each time."""
         model, node = entry.model, entry.node or ""
         failures = self._registry.ledger.failures
-        before = failures.get((node, model))
-        count = before.count + 1 if before else 1
-        pause = min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF)
-        failures[node, model] = Failure(words, now() + pause, count)
+        moment = now()
+        failure = _failed_again(failures.get((node, model)), words, moment)
+        failures[node, model] = failure
+        pause = failure.until - moment
         log.warning("loading %r on %s failed, next try in %g s: %s", model, node, pause, words)
         self._metrics.loads.inc(model, node, "failed")
         self._events.tell("load_failed", node=node, model=model, message=words)
@@ -89,3 +96,35 @@ class Outcomes:
             stage=entry.stage,
             fraction=entry.fraction,
         )
+
+    def _observed(self, name: str, seen: Observation) -> None:
+        """Take in what a poll says of loads that the node began by itself and that failed there."""
+        ledger, snapshot = self._registry.ledger, self._registry.snapshot
+        models = snapshot.nodes[name].models
+        if seen.models is None or (models is self._seen.get(name) and not ledger.failures):
+            return
+        self._seen[name] = models
+        failures, moment = ledger.failures, seen.received
+        for key in [key for key in failures if key[0] == name]:
+            info = models.get(key[1])
+            if info is None and key[1] not in snapshot.catalogue.profiles:
+                del failures[key]  # nobody can ask for it any more
+            elif info is not None and info.status == LOADED:
+                del failures[key]
+        for model, info in models.items():
+            key = name, model
+            if (
+                info.status != FAILED
+                or ledger.loading.get(model) == name
+                or key in ledger.in_flight
+            ):
+                continue
+            known = failures.get(key)
+            # Once for each attempt: a request that was sent there after the back-off was one.
+            if known is None or known.until <= ledger.last_access.get(key, 0.0):
+                failures[key] = _failed_again(known, info.error or NO_WORDS, moment)
+
+
+def _failed_again(before: Failure | None, words: str, moment: float) -> Failure:
+    count = before.count + 1 if before else 1
+    return Failure(words, moment + min(FIRST_BACKOFF * 2 ** (count - 1), LONGEST_BACKOFF), count)

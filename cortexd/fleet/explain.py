@@ -156,7 +156,9 @@ def _verdict(
     points = None
     if replica is not None and serves:
         points = round(score(replica, snapshot, ledger, now), 2)
-    failed = seen.failure if seen else None
+    failed = seen.failure if seen else ledger.failures.get(key)
+    if failed is not None and failed.until <= now:
+        failed = None
     size = None if seen is None or seen.share is None else seen.share * len(seen.devices)
     is_open = seen is not None and seen.infeasible is None and seen.absent is None
     verdict = Verdict(
@@ -201,6 +203,8 @@ def _words(
         said.append(f"drained: cortexd undrain {node.name} puts it back into service")
     if seen is not None and (replica is None or replica.status in _ABSENT):
         said += _room(seen, verdict)
+    elif seen is None and verdict.model_status == FAILED:
+        said += [words for words in [_failed(verdict)] if words is not None]
     elif seen is None and replica is None and node.is_available:
         said.append("the node does not know it, and the catalogue does not list it")
     return "; ".join(said)
@@ -213,10 +217,8 @@ def _room(seen: Assessment, verdict: Verdict) -> list[str]:
     if seen.absent is not None:
         return ["its devices are not known yet"] if verdict.status == "up" else []
     said = []
-    if seen.failure is not None:
-        said.append(
-            f"a load failed: {seen.failure.message}; tried again in {verdict.retry_seconds} s"
-        )
+    if (failed := _failed(verdict)) is not None:
+        said.append(failed)
     on = _devices(verdict.devices)
     left = f"{min((seen.free.get(i, 0.0) for i in seen.devices), default=0.0):.0f} MiB free"
     if seen.crowded is not None:
@@ -233,6 +235,12 @@ def _room(seen: Assessment, verdict: Verdict) -> list[str]:
             way.append(f"{_names(seen.blockers)} {_is(seen.blockers)} no longer needed")
         said.append(f"has room once {' and '.join(way)}: {seen.share:.0f} MiB needed on {on}")
     return said
+
+
+def _failed(verdict: Verdict) -> str | None:
+    if verdict.failure is None:
+        return None
+    return f"a load failed: {verdict.failure}; tried again in {verdict.retry_seconds} s"
 
 
 def _devices(indices: list[int]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
@@ -19,8 +20,16 @@ from cortexd.fleet.assessment import absence, glance
 from cortexd.fleet.choice import Affinity, choose, no_affinity
 from cortexd.fleet.memory import RESIDENT, free
 from cortexd.fleet.placement import NoPlacement, Placement, place
-from cortexd.fleet.snapshot import Ledger, Node, Replica, Snapshot
-from cortexd.wire.neuron import LOADED, LOADING, RECOVERING, RELOADING, UNLOADED
+from cortexd.fleet.snapshot import Failure, Ledger, Node, Replica, Snapshot
+from cortexd.wire.neuron import (
+    FAILED,
+    LOADED,
+    LOADING,
+    RECOVERING,
+    RELOADING,
+    UNKNOWN,
+    UNLOADED,
+)
 
 
 class Query(msgspec.Struct, frozen=True):
@@ -82,6 +91,7 @@ class Refuse(msgspec.Struct, frozen=True):
 
 # Of a replica that answers, or holds the request until it does.
 ABLE: Final = frozenset({LOADED, RELOADING})
+NO_FAILURES: Final[Mapping[str, Failure]] = MappingProxyType({})
 
 Decision = Serve | Lazy | Load | Wait | Refuse
 
@@ -116,7 +126,20 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         for replica in here:
             if replica.status == reason:
                 return Wait(model, reason, replica.node)
-    asleep = [replica for replica in here if replica.status == UNLOADED]
+    profile = snapshot.catalogue.profiles.get(model)
+    failed = {
+        replica.node: failure
+        for replica in here
+        if replica.status == FAILED
+        and (failure := _failure(replica, snapshot, ledger, now)).until > now
+    }
+    asleep = [
+        replica
+        for replica in here
+        if replica.status == UNLOADED
+        # One that no catalogue can place is tried again by its node, once its back-off is over.
+        or (replica.status == FAILED and profile is None and replica.node not in failed)
+    ]
     left = [replica for replica in asleep if replica.node not in query.tried]
     if asleep and not left:
         return Refuse(_all_failed(model, asleep))
@@ -126,7 +149,6 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         return Lazy(roused)
     if gated and query.may_evict:  # what is begun meanwhile would be unloaded, too
         return Wait(model, "unloading", min(gated))
-    profile = snapshot.catalogue.profiles.get(model)
     stuck = [replica for replica in here if replica.unservable is not None]
     nothing = None
     if profile is not None:
@@ -141,7 +163,14 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         nothing = placed
     if not query.may_evict and (asleep or gated or (nothing and nothing.crowded)):
         return Refuse(not_loaded(model))
-    return Refuse(refusal(model, snapshot, nothing, now, stuck))
+    return Refuse(refusal(model, snapshot, nothing, now, stuck, failed))
+
+
+def _failure(replica: Replica, snapshot: Snapshot, ledger: Ledger, now: float) -> Failure:
+    """How its load failed there; until that is in the ledger, it has only just failed."""
+    known = ledger.failures.get((replica.node, replica.model))
+    error = snapshot.nodes[replica.node].models[replica.model].error
+    return known or Failure(error or "its load failed", now + 1)
 
 
 def _needs_no_eviction(
@@ -199,12 +228,15 @@ def refusal(
     nothing: NoPlacement | None,
     now: float,
     stuck: Sequence[Replica] = (),
+    failed: Mapping[str, Failure] = NO_FAILURES,
 ) -> Refusal:
     """Why nothing serves it; the order of the checks is part of the interface.
 
     nothing: why it can't be placed; None: it is not in the catalogue. stuck: replicas that are
-    resident but can't answer.
+    resident but can't answer. failed: of a model that is not in the catalogue, node → how its load
+    failed there a moment ago.
     """
+    failures = nothing.failures if nothing else failed
     nodes = snapshot.nodes
     if not nodes:
         return Refusal(
@@ -226,7 +258,7 @@ def refusal(
         if not node.is_available:
             holders.add(node.name)
             away.setdefault(node.name, absence(node) or "draining")
-    if away and not stuck and not (nothing and (nothing.failures or nothing.crowded)):
+    if away and not stuck and not failures and not (nothing and nothing.crowded):
         return Refusal(errors.FEASIBLE_NODE_UNHEALTHY, _away(model, away, holders))
     if stuck:
         return Refusal(
@@ -235,9 +267,7 @@ def refusal(
             + _listed(f"{replica.node} says {replica.unservable}" for replica in stuck)
             + ". It needs attention on that node.",
         )
-    if nothing is None:
-        return unknown_model(model, snapshot)
-    if nothing.crowded:
+    if nothing is not None and nothing.crowded:
         return Refusal(
             errors.NO_ROOM,
             f"There is no room for the model {model!r}: "
@@ -245,20 +275,32 @@ def refusal(
             + f". Unload one of these, give {model!r} a higher residency_priority, or try again "
             "later.",
         )
-    if nothing.failures:
-        left = min(failed.until for failed in nothing.failures.values()) - now
+    if failures:
+        left = max(1, math.ceil(min(failure.until for failure in failures.values()) - now))
         return Refusal(
             errors.COLD_LOAD_FAILED,
             f"The model {model!r} could not be loaded: "
-            + _listed(f"{name} says {failed.message}" for name, failed in nothing.failures.items())
-            + ". It is tried again after the back-off.",
-            retry_after=max(1, math.ceil(left)),
+            + _listed(f"{name} says {failure.message}" for name, failure in failures.items())
+            + f". It is tried again in {left} s.",
+            retry_after=left,
         )
+    if nothing is None:
+        odd = [each for each in snapshot.replicas.get(model, ()) if each.status == UNKNOWN]
+        return _odd(model, odd) if odd else unknown_model(model, snapshot)
     return Refusal(
         errors.NO_FEASIBLE_NEURON,
         f"No node can load the model {model!r}: "
         + _listed(f"{name}: {reason}" for name, reason in nothing.infeasible.items())
         + ". Change its profile, put its file on a node, or add a node.",
+    )
+
+
+def _odd(model: str, replicas: list[Replica]) -> Refusal:
+    return Refusal(
+        errors.MODEL_UNSERVABLE,
+        f"The model {model!r} has a status that this gateway does not know on "
+        + _listed(replica.node for replica in replicas)
+        + ". Update the gateway, or load the model on another node.",
     )
 
 
