@@ -77,6 +77,12 @@ def read_token(
     return None if neuron.token_file is None else read_secret(neuron.token_file, base, environ)
 
 
+def token_source(neuron: gateway.Neuron, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return where the token of a node comes from: a variable or its token_file; None: nowhere."""
+    name = variable(neuron.name)
+    return name if name in environ else neuron.token_file
+
+
 def read_tokens(
     config: gateway.Config, base: Path, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:

@@ -17,6 +17,7 @@ from cortexd.config.certificates import Certificates
 from cortexd.config.changes import Changes
 from cortexd.config.current import Current, Settings
 from cortexd.config.gateway import Config, Neuron
+from cortexd.config.secrets import token_source
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
@@ -308,6 +309,7 @@ class Gateway:
             self._session,
             neuron.endpoint,
             token=token,
+            token_source=token_source(neuron),
             trusted=lambda: current.certificates.of(name),
         )
 

@@ -23,6 +23,7 @@ from cortexd.errors import Kind, Refusal
 from cortexd.neuron.devices import Devices
 from cortexd.neuron.filelist import FileList
 from cortexd.neuron.refusals import UNAUTHORIZED
+from cortexd.neuron.rejections import RejectionLog
 from cortexd.neuron.residency import Residency
 from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.bodies import Bodies
@@ -76,6 +77,7 @@ class Api:
         self._devices = devices
         self._exchange = exchange
         self._token = token
+        self._rejections = RejectionLog()
         self._own_host = listen_host(settings.listen)
         self._bodies = Bodies(
             settings.max_body, settings.max_buffered, table="[neuron]", decodes=False
@@ -146,8 +148,14 @@ class Api:
         is_right = hmac.compare_digest(
             given.strip().encode(errors="surrogateescape"), self._token.encode()
         )
-        if scheme.lower() != "bearer" or not is_right:
-            raise Refusal(UNAUTHORIZED, "This neuron wants a token; send it as a bearer token.")
+        if scheme.lower() == "bearer" and is_right:
+            return
+        has_token = bool(given.strip())
+        call = f"{request.method} {wire.plain(request.path)[:100]}"
+        self._rejections.note(request.remote or "?", call, has_token=has_token)
+        if has_token:
+            raise Refusal(UNAUTHORIZED, "This neuron has another token than the one that was sent.")
+        raise Refusal(UNAUTHORIZED, "This neuron requires a token; send it as a bearer token.")
 
     async def _discovery(self, request: web.BaseRequest) -> web.Response:
         await self._files.refresh()

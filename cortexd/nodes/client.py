@@ -53,6 +53,7 @@ def _by_the_session() -> None:
 class NeuronClient:
     """The neuron at `base` (a URL without a trailing slash). `token` is its bearer token.
 
+    token_source: where that comes from, as people call it.
     trusted: what its certificate is checked with from now on; None: what the session trusts.
     """
 
@@ -62,10 +63,14 @@ class NeuronClient:
         base: str,
         *,
         token: str | None = None,
+        token_source: str | None = None,
         trusted: Callable[[], ssl.SSLContext | None] = _by_the_session,
     ) -> None:
         self._session = session
         self._trusted = trusted
+        self._unauthorized = "it requires a token: set token_file"
+        if token:
+            self._unauthorized = f"it rejected the token in {token_source or 'token_file'}"
         self._base = base
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._mask = mask_of(token)
@@ -148,7 +153,7 @@ class NeuronClient:
             return content
         words, code = wire.fault_text(content)
         if answer.status == 401:
-            words = "the neuron wants another token; check token_file"
+            raise NodeError(self._unauthorized, 401, code)
         raise NodeError(f"{path}: {answer.status} {words}".rstrip(), answer.status, code, words)
 
 

@@ -142,3 +142,21 @@ async def test_token_is_masked_in_an_inference_error_that_is_passed_on(
         assert answer.json == {"error": {"message": "bad header: Bearer ***", "n": 1}}
         assert answer.headers["Retry-After"] == "3"
         assert TOKEN not in str(answer.headers)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ({}, "it requires a token: set token_file"),
+        ({"a": "another"}, "it rejected the token in CORTEX_TOKEN__A"),
+    ],
+)
+async def test_node_that_rejects_the_gateway_says_whether_a_token_is_missing_or_wrong(
+    tokens: dict[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, token in tokens.items():
+        monkeypatch.setenv(f"CORTEX_TOKEN__{name.upper()}", token)
+    neuron = FakeNeuron({"m": "loaded"}, token=TOKEN)
+    async with running_fleet(a=neuron, tokens=tokens) as fleet:
+        assert fleet.gateway.registry.snapshot.nodes["a"].trouble == reason
+        assert reason in (await fleet.get("/api/fleet")).body.decode()

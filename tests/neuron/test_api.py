@@ -361,6 +361,25 @@ async def test_with_a_token_nothing_is_answered_without_it(tmp_path: Path) -> No
             assert (await answer.json())["headers"]["authorization"] == "Bearer engine-key"
 
 
+async def test_rejected_caller_is_named_in_the_log_and_its_token_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("s3cret")
+    secret.chmod(0o600)
+    agent = Agent(listen="127.0.0.1:0", token_file=str(secret))
+    async with running_neuron(local("a"), harness=FakeHarness(), agent=agent) as (_, session):
+        words = []
+        for headers in ({}, {"Authorization": "Bearer wr0ng"}, {"Authorization": "Bearer wr0ng"}):
+            async with session.get("/models", headers=headers) as answer:
+                words.append((await answer.json())["error"])
+    assert words[0] == "This neuron requires a token; send it as a bearer token."
+    assert words[1] == "This neuron has another token than the one that was sent."
+    [line] = [line for line in caplog.messages if line.startswith("rejected")]
+    assert line.startswith("rejected GET /models from 127.0.0.1: no token")
+    assert "wr0ng" not in caplog.text
+
+
 async def test_a_failure_of_our_own_is_an_envelope_and_one_traceback_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,7 +26,7 @@ async def neuron() -> AsyncIterator[FakeNeuron]:
 @pytest.fixture
 async def client(neuron: FakeNeuron) -> AsyncIterator[NeuronClient]:
     async with aiohttp.ClientSession() as session:
-        yield NeuronClient(session, neuron.url, token="s3cret")
+        yield NeuronClient(session, neuron.url, token="s3cret", token_source="beast.token")
 
 
 async def test_the_reads_are_typed(client: NeuronClient, neuron: FakeNeuron) -> None:
@@ -45,10 +45,19 @@ async def test_a_token_goes_with_every_call(client: NeuronClient, neuron: FakeNe
     neuron.token = "s3cret"
     assert await client.models(5)
     neuron.token = "another"
-    with pytest.raises(NodeError, match="token_file") as error:
+    with pytest.raises(NodeError) as error:
         await client.models(5)
     assert error.value.status == 401
-    assert "s3cret" not in str(error.value)
+    assert str(error.value) == "it rejected the token in beast.token"
+
+
+async def test_missing_token_is_another_error_than_a_wrong_one(neuron: FakeNeuron) -> None:
+    neuron.token = "s3cret"
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(NodeError) as error:
+            await NeuronClient(session, neuron.url, token_source="beast.token").models(5)
+    assert error.value.status == 401
+    assert str(error.value) == "it requires a token: set token_file"
 
 
 async def test_null_in_an_optional_field_means_absent(
