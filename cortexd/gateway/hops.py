@@ -11,6 +11,8 @@ from cortexd.errors import Refusal
 
 HOPS: Final = istr("X-Cortex-Hops")
 MAX_HOPS: Final = 4  # gateways before this one; a fleet behind a fleet has one
+# What goes upstream, by the hops that a request has behind it.
+HOP_LINES: Final = tuple(f"{HOPS}: {hops + 1}\r\n" for hops in range(MAX_HOPS + 1))
 
 
 def count_hops(value: str | None) -> int:

@@ -21,7 +21,7 @@ from cortexd.errors import Refusal
 from cortexd.gateway.accounting import CLIENT_GONE, Accounting
 from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.cors import allowance_lines
-from cortexd.gateway.hops import HOPS, count_hops
+from cortexd.gateway.hops import HOP_LINES, HOPS, count_hops
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
@@ -258,7 +258,7 @@ class Relay:
         return refusal
 
     def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
-        said = f"X-Request-Id: {inbound.request_id}\r\n{HOPS}: {inbound.hops + 1}\r\n"
+        said = f"X-Request-Id: {inbound.request_id}\r\n{HOP_LINES[inbound.hops]}"
         if token := self._current.tokens.get(route.node):
             node = self._registry.snapshot.nodes[route.node]
             if may_carry_token(route.endpoint, node.endpoint):
