@@ -5,6 +5,8 @@ MODELS ?= default
 EXTRAS ?=
 WHEELS ?=
 ARGS ?=
+# Most tests wait more than they compute: twice the usual two cores keep those busy.
+JOBS ?= 4
 BIN := $(VENV)/bin
 
 INSTALL := PYTHON='$(PYTHON)' VENV='$(VENV)' packaging/venv
@@ -18,7 +20,7 @@ demo: $(VENV)/.runs ## a real model answers through the gateway; ARGS=--once lea
 	@$(BIN)/python -m cortexd demo --models $(MODELS) $(ARGS)
 
 test: $(VENV)/.works ## the tests, without those that need minutes of traffic
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" --numprocesses $(JOBS) --dist loadgroup $(ARGS)
 
 soak: $(VENV)/.works ## the tests that need minutes of traffic
 	$(BIN)/python -m pytest -m soak --timeout 900 $(ARGS)

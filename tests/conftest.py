@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,27 @@ def nothing_blocks_the_loop() -> Iterator[None]:
                     "prometheus_client/process_collector.py", "collect"
                 )
         yield
+
+
+# Their engines take every core there is: one after the other, on one worker.
+RUN_ENGINES = (
+    "cli/test_minilm",
+    "cli/test_samples",
+    "functional/test_a_swap",
+    "functional/test_the_whole_road",
+    "neuron/harnesses",
+    "neuron/test_app",
+    "neuron/test_harness",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests that run engines for one worker, and begin with them: they take longest."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(RUN_ENGINES):
+            item.add_marker(pytest.mark.xdist_group("engines"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 def pytest_configure() -> None:

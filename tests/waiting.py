@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-GUARD = 30.0  # seconds; a test that waits longer than that hangs
+GUARD = 120.0  # seconds; a test that waits longer hangs. Only a hang may take that long
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ from cortexd.config.units import Duration
 from cortexd.control import outcomes
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import FAST, Fleet, running_fleet
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 
 def assert_idle(fleet: Fleet) -> None:
@@ -111,11 +111,11 @@ async def test_the_back_off_doubles_and_a_success_clears_it(
 
         assert await fails()
         assert failures["a", "m"].count == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             while failures["a", "m"].count < 3:
                 assert await fails()
         neuron.load_answer = succeed
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             while await fails():
                 pass
         assert not failures

@@ -23,6 +23,7 @@ from cortexd.fleet.snapshot import (
     Promise,
 )
 from cortexd.wire.neuron import Discovery, Health, Model, ModelLoad
+from tests.waiting import GUARD
 
 
 class Clock:
@@ -154,7 +155,7 @@ async def test_a_gate_opens_again_whatever_happens_behind_it() -> None:
     with pytest.raises(ZeroDivisionError):
         fail_behind_it()
     assert not fleet.ledger.gates
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD):
         await waiter
 
 
@@ -323,7 +324,7 @@ async def test_whoever_waits_hears_of_a_drain_and_its_end() -> None:
         waiter = asyncio.create_task(fleet.wait_changed())
         await asyncio.sleep(0)
         change("a")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             await waiter
 
 

@@ -17,6 +17,7 @@ from tests.fakes import FakeNeuron
 from tests.functional.raw import connected
 from tests.gateway.dialects import CHAT
 from tests.gateway.fleet import until
+from tests.waiting import GUARD
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +170,7 @@ async def test_a_wait_past_its_bound_shows(monkeypatch: pytest.MonkeyPatch) -> N
         request = asyncio.create_task(fleet.ask())
         await waiting(fleet, 1)
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             while (health := (await fleet.get("/health")).json)["status"] == "ok":
                 await asyncio.sleep(0.01)
         assert health["status"] == "impaired"

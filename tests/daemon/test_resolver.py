@@ -11,7 +11,7 @@ from aiohttp import web
 
 from cortexd.daemon import resolver as resolver_module
 from cortexd.daemon.resolver import MAX_NAMES, PATIENCE, RETRY, TTL, Address, Resolver
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 
 class FakeDns(asyncio.DatagramProtocol):
@@ -286,7 +286,7 @@ async def test_closing_ends_every_lookup_and_tells_who_waits() -> None:
         waiting = [
             asyncio.ensure_future(resolver.addresses(name, 80)) for name in ("beast", "beast.test")
         ]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             while not (system.asked and dns.asked):
                 await asyncio.sleep(0.005)
             await resolver.close()

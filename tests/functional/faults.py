@@ -8,19 +8,28 @@ h11 is its oracle for what a complete answer is.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import Any, Literal
 
 import h11
 
-GUARD = 10.0  # seconds; a test that waits longer than that hangs
+from tests.waiting import GUARD
+
+# netlink(7), sock_diag(7)
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST = 1
+_NLMSG_ERROR = 2
+_ANY_COOKIE = 0xFFFFFFFF
 
 Ending = Literal["fin", "rst"]
 
@@ -386,22 +395,27 @@ def black_hole(ip: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
 def queued(here: tuple[str, int], there: tuple[str, int]) -> tuple[int, int]:
     """Bytes that the kernel holds for the socket `here` → `there`: (not yet acknowledged, unread).
 
-    A socket that is closed holds none.
+    A socket that is closed holds none. Asked by sock_diag(7): /proc/net/tcp is slow to read where
+    other tests have left thousands of connections in TIME_WAIT.
     """
-    wanted = [_proc_address(here), _proc_address(there)]
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1:3] == wanted:
-            unsent, unread = fields[4].split(":")
-            return int(unsent, 16), int(unread, 16)
-    return 0, 0
+    socket_id = struct.pack(
+        "!HH16s16s", here[1], there[1], socket.inet_aton(here[0]), socket.inet_aton(there[0])
+    ) + struct.pack("=III", 0, _ANY_COOKIE, _ANY_COOKIE)
+    every_state = 0xFFFFFFFF
+    query = struct.pack("=BBBxI", socket.AF_INET, socket.IPPROTO_TCP, 0, every_state) + socket_id
+    head = struct.pack("=IHHII", 16 + len(query), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+        kernel.send(head + query)
+        reply = kernel.recv(4096)
+    if int.from_bytes(reply[4:6], sys.byteorder) == _NLMSG_ERROR:
+        code = -struct.unpack_from("=i", reply, 16)[0]
+        if code != errno.ENOENT:
+            raise OSError(code, os.strerror(code))
+        return 0, 0
+    unread, unsent = struct.unpack_from("=II", reply, 16 + 4 + 48 + 4)
+    return unsent, unread
 
 
 def reset(sock: socket.socket) -> None:
     """Make the coming close an RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _proc_address(address: tuple[str, int]) -> str:
-    packed = int.from_bytes(socket.inet_aton(address[0]), "little")
-    return f"{packed:08X}:{address[1]:04X}"

@@ -15,8 +15,7 @@ from typing import Any
 import tomlkit
 
 from tests.neuron.engines import smollm2
-
-GUARD = 60.0  # seconds; whatever takes longer hangs
+from tests.waiting import GUARD
 
 _LISTENING = re.compile(r"listening on (http://[^\s,\"]+)")
 

@@ -12,7 +12,8 @@ from typing import Literal
 import h11
 import msgspec
 
-from tests.functional.faults import GUARD, reset
+from tests.functional.faults import reset
+from tests.waiting import GUARD
 
 Address = tuple[str, int]
 Ended = Literal["eof", "reset"]

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from tests.fakes import FakeNeuron
-from tests.functional.processes import GUARD
+from tests.waiting import GUARD
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.functional.processes import GUARD
+from tests.waiting import GUARD
 
 # Puts the sockets where the protocol wants them, and becomes the daemon.
 _LAUNCHER = """

@@ -8,7 +8,8 @@ from pathlib import Path
 import aiohttp
 
 from tests.fakes import FakeNeuron
-from tests.functional.processes import GUARD, daemon, gateway_config
+from tests.functional.processes import daemon, gateway_config
+from tests.waiting import GUARD
 
 CALLERS = 300
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

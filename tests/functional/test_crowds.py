@@ -16,6 +16,7 @@ from tests.functional.processes import daemon, gateway_config
 from tests.functional.raw import connected, post
 from tests.functional.test_leaks import Process
 from tests.proxy.stage import ASKED_STREAM, SSE_HEAD, chunks, served_by
+from tests.waiting import GUARD
 
 IDLE, IDLE_KIB = 8000, 15
 STALLED, STALLED_KIB = 200, 384
@@ -42,7 +43,7 @@ async def test_idle_connections_are_cheap(tmp_path: Path) -> None:
         before, descriptors = process.resident, process.descriptors
         for _ in range(IDLE):
             await stack.enter_async_context(connected(address_of(gateway.url)))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(GUARD):
             while process.descriptors < descriptors + IDLE - ITS_OWN:
                 await asyncio.sleep(0.05)
         each = (process.resident - before) / IDLE

@@ -21,10 +21,10 @@ from cortexd.config.gateway import Config, Polling, Upstream
 from cortexd.config.units import Duration
 from tests.fakes import FakeNeuron
 from tests.functional.faults import Close, Origin, Reset, Script, Send, Wait, refusing
-from tests.functional.processes import GUARD, daemon, gateway_config
+from tests.functional.processes import daemon, gateway_config
 from tests.functional.raw import Client, Heard, connected, post
 from tests.gateway.fleet import running_fleet
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 NODES = 4
 MODELS = [f"m{number}" for number in range(6)]

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 import tomlkit
 
-from tests.functional.processes import GUARD, daemon, gateway_config, is_alive
-from tests.waiting import eventually
+from tests.functional.processes import daemon, gateway_config, is_alive
+from tests.waiting import GUARD, eventually
 
 ROOT = Path(__file__).parents[2]
 CANARY = "canary-7f3a"

@@ -12,9 +12,9 @@ import pytest
 import tomlkit
 
 from tests.functional.load import Talker, loaded
-from tests.functional.processes import GUARD, Daemon, daemon, gateway_config
+from tests.functional.processes import Daemon, daemon, gateway_config
 from tests.gateway.fleet import total
-from tests.waiting import eventually
+from tests.waiting import GUARD, eventually
 
 
 def configuration(round_: int, a: Talker, b: Talker) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 import tomlkit
 
 from tests.functional.load import Talker, loaded
-from tests.functional.processes import GUARD, gateway_config
+from tests.functional.processes import gateway_config
 from tests.functional.socketed import Service, held_open, manager, service
+from tests.waiting import GUARD
 
 
 async def restarted_under_load(place: Path, times: int, rate: float, streams: int) -> None:

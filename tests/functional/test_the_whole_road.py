@@ -11,7 +11,6 @@ import openai
 import pytest
 
 from tests.functional.processes import (
-    GUARD,
     Daemon,
     children,
     daemon,
@@ -21,6 +20,7 @@ from tests.functional.processes import (
 )
 from tests.gateway.fleet import total
 from tests.neuron.engines import smollm2
+from tests.waiting import GUARD
 
 COLOURS = [{"role": "user", "content": "Name three colours."}]
 

@@ -20,7 +20,7 @@ from cortexd.gateway.app import Gateway
 from tests.fakes import FakeNeuron
 from tests.waiting import GUARD, until
 
-FAST = Polling(interval=Duration(0.05), timeout=Duration(2), unhealthy_after=2)
+FAST = Polling(interval=Duration(0.05), timeout=Duration(GUARD), unhealthy_after=2)
 
 
 class Fleet:

@@ -31,6 +31,7 @@ from tests.functional.faults import Send
 from tests.functional.raw import connected, post
 from tests.gateway.fleet import running_fleet
 from tests.proxy.stage import ASKED_STREAM, staged, streamed
+from tests.waiting import GUARD
 
 CHAT = "/v1/chat/completions"
 TOKENS = Usage(7, 100, 5)
@@ -250,7 +251,7 @@ async def test_what_has_ended_is_entered_by_itself_after_a_moment(
     few = Accounting(books.metrics, books.registry, lambda lines: entered.set())
     for _ in range(2):
         few.ended(books.answered())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             await entered.wait()
         entered.clear()
     assert books.count("requests_total") == 2

@@ -21,7 +21,7 @@ from cortexd.daemon.access import AccessLog
 from tests.fakes import FakeNeuron
 from tests.functional.raw import connected
 from tests.gateway.fleet import FAST, running_fleet
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 
 async def test_a_loaded_model_is_served_and_the_answer_says_how() -> None:
@@ -277,7 +277,7 @@ async def test_a_client_that_leaves_takes_its_upstream_request_along() -> None:
             leaving.post(fleet.url + "/v1/chat/completions", json={"model": "m", "stream": True}),
         ):
             await begun.wait()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             await left.wait()
         await until(lambda: not fleet.gateway.registry.ledger.in_flight)
         assert await fleet.metric("cortexd_requests_total", status="499") == 1

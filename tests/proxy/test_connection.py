@@ -25,7 +25,7 @@ from tests.functional.faults import (
     Send,
     Stall,
 )
-from tests.waiting import until
+from tests.waiting import GUARD, until
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\n\r\nhello"
@@ -94,7 +94,7 @@ async def told(
             where = where._replace(trusted=tls.client)
         connection = await pool.connect(where, 5)
         connection.send(REQUEST, b"{}", receiver)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD):
             await receiver.over.wait()
         was_open = connection.is_open
         pool.close()
@@ -244,7 +244,7 @@ async def test_no_parser_outlives_its_answer() -> None:
         for _ in range(3):
             receiver = Told()
             connection.send(REQUEST, b"{}", receiver)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(GUARD):
                 await receiver.over.wait()
             assert receiver.events[-2:] == [b"hello", "end"]
             assert pool.take(connection.origin) is connection  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from cortexd.proxy.sweeper import Sweeper
+from tests.waiting import GUARD
 
 
 class Looked:
@@ -20,7 +21,7 @@ class Looked:
 
 
 async def looked_at(*watched: Looked) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD):
         for each in watched:
             await each.at.wait()
 

@@ -17,11 +17,13 @@ import json
 import mmap
 import os
 import signal
+import stat
 import sys
 import time
 from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_LOG_WAIT = 5.0  # seconds; llama.cpp writes its log in a thread of its own, which the exit ends
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     try:
         server = xllamacpp.Server(params)  # holds the GIL until the model is loaded
     except RuntimeError as error:
+        wait_for_reason()
         fail(str(error))
     del pages
     print(server.listening_address, file=answer, flush=True)
@@ -91,6 +94,19 @@ def read_slowly(path: str, rate: float) -> mmap.mmap | None:
             pages[page]
         time.sleep(max(0.0, began + (number + 1) / rate - time.monotonic()))
     return pages
+
+
+def wait_for_reason() -> None:
+    """Return when llama.cpp's log thread has written an error, at the latest after `_LOG_WAIT`.
+
+    Returns at once where the log is not a file.
+    """
+    deadline = time.monotonic() + _LOG_WAIT
+    while stat.S_ISREG(os.fstat(2).st_mode) and time.monotonic() < deadline:
+        with open("/proc/self/fd/2", errors="replace") as log:  # noqa: PTH123 - see read_slowly
+            if any(" E " in line for line in log):
+                return
+        time.sleep(0.01)
 
 
 def set_param(params: Any, name: str, value: Any) -> None:
