@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
+    # A busy machine is no fault of what is tested.
+    settings.register_profile("cortexd", deadline=None)
+    settings.load_profile("cortexd")
     # Else pytest-asyncio asks for "the present loop", which makes one that nobody ever closes.
     asyncio.set_event_loop(None)
 

@@ -65,7 +65,7 @@ async def test_it_says_what_would_become_of_a_request(tmp_path: Path) -> None:
         status, out, err = await cortexd(*ask, cwd=tmp_path)
         assert (status, err) == (0, "")
         assert out.startswith("org/m (asked for as small)\nIt would be loaded on a, device 0.\n")
-        assert "can never hold it: 1 device of 18000 MiB or more needed" in out
+        assert "can't load it: 1 device of 18000 MiB or more needed" in out
         assert all(fleet.loads(name) == [] for name in "abc")
         status, out, _ = await cortexd(*ask, "--json", cwd=tmp_path)
         told = msgspec.json.decode(out, type=Explanation)

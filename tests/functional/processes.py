@@ -109,7 +109,8 @@ def gateway_config(
             "admin_listen": "127.0.0.1:0",
             "state_dir": "state",
         },
-        "polling": {"interval": "200ms"},
+        "polling": {"interval": "200ms", "timeout": "1m"},
+        "loading": {"keepalive": "10m"},  # a slow load must not become a stream without a node
         "neurons": [{"name": name, "endpoint": url} for name, url in neurons.items()],
         "models": list(models),
         **sections,

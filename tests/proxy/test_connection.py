@@ -178,7 +178,7 @@ async def test_the_framing_of_an_endless_stream_is_no_head_that_grows() -> None:
     [
         ([Close()], ["reset"]),
         ([Reset()], ["reset"]),
-        ([Read(0), Close()], ["reset"]),
+        ([Read(1), Close()], ["reset"]),
         ([Send(b"HTTP/1.1 2"), Close()], ["begun", "invalid"]),
         ([Send(b"HTTP/1.1 200 OK\r\n\r\nhel"), Reset()], ["hel", "invalid"]),
         ([Send(SIZED[:-1]), Close()], ["hell", "invalid"]),
