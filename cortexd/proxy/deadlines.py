@@ -27,9 +27,10 @@ class Limits:
         Kestrel ask for 240; the slowest live audio has a multiple of it.
     body_total: from a body's first byte to its last. 64 MiB take 9 minutes at 1 Mbit/s.
     stall: with bytes waiting for the client, of which it takes none.
-    idle: before the first request and between two. Longer than the 60 s that nginx and the
-        balancers of the large clouds keep idle connections: the side that sends requests must be
-        the first to hang up, or it loses one now and then.
+    idle: before the first request and between two, as answers announce it; a fifteenth of it more
+        passes before the connection ends. Longer than the 60 s that nginx and the balancers of the
+        large clouds keep idle connections: the side that sends requests must be the first to hang
+        up, or it loses one now and then.
     linger: for the client to hang up after its last answer, or to send what is left of a body.
     """
 
@@ -44,6 +45,10 @@ class Limits:
 
 
 DEFAULT_LIMITS: Final = Limits()
+_MARGIN: Final = (
+    16 / 15
+)  # of what is announced: a request that is sent in its last moment has a way
+KEPT_OPEN: Final = {"Connection": "keep-alive", "Keep-Alive": f"timeout={DEFAULT_LIMITS.idle:.0f}"}
 
 
 class Overdue(NamedTuple):
@@ -119,14 +124,14 @@ class Deadlines:
             return Overdue(f"the head of its request was not whole after {self._limits.head:g} s")
         return None
 
-    def idle_for(self, now: float) -> float:
-        """Seconds for which nothing was asked for, as far as the last look tells."""
-        return now - self._idle_since
+    def idle_for(self, now: float, asked: int) -> float:
+        """Seconds for which nothing was asked for; at least, since it goes by the last look."""
+        return now - self._idle_since if asked == self._asked else 0.0
 
     def _idle(self, now: float, asked: int, *, is_idle: bool) -> Overdue | None:
         if not is_idle or self.unsent or asked != self._asked:
             self._asked, self._idle_since = asked, now
-        if now - self._idle_since > self._limits.idle:
+        if now - self._idle_since > self._limits.idle * _MARGIN:
             return Overdue(f"it asked for nothing for {self._limits.idle:g} s", is_idle=True)
         return None
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol, cast
@@ -24,8 +21,9 @@ from aiohttp.http_parser import RawRequestMessage
 
 from cortexd import errors
 from cortexd.errors import Kind, Refusal
-from cortexd.proxy.deadlines import Deadlines, Limits, Overdue
+from cortexd.proxy.deadlines import KEPT_OPEN, Deadlines, Limits, Overdue
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET, Gate, Leftover, Parser
+from cortexd.proxy.kernel import has_unread, reset, waited_in_kernel
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ HIGH_WATER: Final = 64 << 10
 LOW_WATER: Final = 16 << 10
 # Of a body that nobody reads yet, per request; up to 32 requests may queue on one connection.
 READ_BUFFER: Final = 32 << 10
-_LAST_DATA_RECV: Final = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info, in ms
+HANG_UP: Final = 1.0  # seconds for the client to hang up after an idle connection has ended
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 # (the request, or None when it is a connection that is refused; what it is; words for a person)
@@ -112,6 +110,7 @@ class Door(web.RequestHandler):
 
     __slots__ = (
         "_deadlines",
+        "_ended_at",
         "_gate",
         "_limits",
         "_server",
@@ -146,6 +145,7 @@ class Door(web.RequestHandler):
         # it open for ever.
         self._wire: asyncio.Transport | None = None
         self._deadlines = Deadlines(limits, gate.since)
+        self._ended_at: float | None = None  # loop time of `end_idle`
 
     @property
     def is_leaving(self) -> bool:
@@ -207,12 +207,18 @@ class Door(web.RequestHandler):
 
     def sweep(self, now: float) -> None:
         """Cut the connection of a client that is past a deadline."""
+        if self._ended_at is not None:
+            if now - self._ended_at > min(HANG_UP, self._limits.linger):
+                self.force_close()
+            return
         overdue = self.overdue(now)
         if overdue is None:
             return
         level = logging.DEBUG if overdue.is_idle else logging.INFO
         log.log(level, "closed the connection from %s: %s", self._peer(), overdue.text)
-        if self.is_idle and not self._deadlines.unsent:  # nobody loses anything
+        if overdue.is_idle:
+            self.end_idle()
+        elif self.is_idle and not self._deadlines.unsent:  # nobody loses anything
             self.force_close()
         else:
             self.abort()
@@ -220,6 +226,27 @@ class Door(web.RequestHandler):
     def _peer(self) -> str:
         peer = self._wire and self._wire.get_extra_info("peername")
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a socket file"
+
+    def idle_for(self, now: float) -> float:
+        """Seconds for which nothing was asked for here and nothing has come; 0.0 if it is busy."""
+        wire = self._wire
+        if wire is None or not self.is_idle or self._deadlines.unsent or has_unread(wire):
+            return 0.0
+        return self._deadlines.idle_for(now, self._request_count)
+
+    def end_idle(self) -> None:
+        """End a connection on which nothing is asked for, without resetting a request on its way.
+
+        A request that the kernel has is answered first, and whoever calls may try again. Else the
+        client reads the end of the connection, and has a moment to hang up: what it sends
+        meanwhile is read and dropped.
+        """
+        wire = self._wire
+        if self._ended_at is not None or wire is None or has_unread(wire):
+            return
+        self._close = True  # aiohttp then takes no more requests
+        self._ended_at = self._loop.time()
+        wire.write_eof()
 
     def abort(self) -> None:
         """Cut the connection; what was not sent is lost, and the handler is cancelled.
@@ -230,9 +257,7 @@ class Door(web.RequestHandler):
         if self._wire is None:
             self._force_close = True
         else:
-            sock = self._wire.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._wire.abort()
+            reset(self._wire)
 
     def _break_off(self, payload: StreamReader, refusal: Refusal) -> None:
         """A body is broken: whoever reads it gets the refusal, and it is the last answer."""
@@ -275,7 +300,7 @@ class Door(web.RequestHandler):
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
         if self.lag is None:
-            self.lag = _waited_in_kernel(self._wire)
+            self.lag = 0.0 if self._wire is None else waited_in_kernel(self._wire)
         elif self.lag:
             self.lag = 0.0
         request = self._request(message, payload)
@@ -295,6 +320,8 @@ class Door(web.RequestHandler):
             if isinstance(response, Sent):
                 may_go_on = response.keep_alive
             else:
+                if request.keep_alive and response.keep_alive is not False:
+                    _announce(response)
                 response, is_lost = await self.finish_response(request, response, None)
                 may_go_on = bool(response.keep_alive) and not is_lost
         finally:
@@ -343,13 +370,10 @@ class Door(web.RequestHandler):
         return response
 
 
-def _waited_in_kernel(wire: asyncio.Transport | None) -> float:
-    """Seconds since the last bytes came on a TCP connection; 0.0 where that is not known."""
-    sock = None if wire is None else wire.get_extra_info("socket")
-    if sock is None or sock.family == socket.AF_UNIX:
-        return 0.0
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECV.stop)
-    return int.from_bytes(info[_LAST_DATA_RECV], sys.byteorder) / 1000
+def _announce(response: web.StreamResponse) -> None:
+    """Say for how long the connection is kept."""
+    if not response.prepared and "Connection" not in response.headers:
+        response.headers.update(KEPT_OPEN)
 
 
 class _Request(web.BaseRequest):

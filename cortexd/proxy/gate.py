@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Final, Literal, Protocol
@@ -81,8 +82,7 @@ class Leftover(StreamReader):
 class Gate:
     """Feeds one connection's bytes to its parser. Takes the parser's place in the protocol.
 
-    awaits: what the client still owes: the rest of a "head" (or the first one), of a "body", or
-        nothing.
+    awaits: what the client still owes: the rest of a "head", of a "body", or nothing.
     since: loop time at which the connection or that head began, or the last byte of that body came.
     began: loop time at which the head of the last request was whole.
     taken: bytes received since then, roughly those of its body.
@@ -94,7 +94,9 @@ class Gate:
         "_feed",
         "_head",
         "_is_dead",
+        "_is_start",
         "_loop",
+        "_opening",
         "_payload",
         "_protocol",
         "awaits",
@@ -123,7 +125,11 @@ class Gate:
         self._payload: StreamReader | None = None  # of the last request that began
         self._head = 0  # bytes of a head that is not whole yet
         self._is_dead = False
-        self.awaits: Literal["head", "body"] | None = "head"
+        self._is_start = (
+            True  # the next byte is surely the first of a request, or of its first line
+        )
+        self._opening = b""  # what has come of that line
+        self.awaits: Literal["head", "body"] | None = None
         self.since = self.began = loop.time()
         self.taken = 0
 
@@ -131,6 +137,8 @@ class Gate:
         """Parse; what is returned is fit to be served, or carries a Leftover as its body."""
         if self._is_dead:
             return _NOTHING
+        if self._is_start and data and (bad := self._open(data)) is not None:
+            return self._refuse([], None, bad)
         try:
             fed = self._feed(data)
         except HttpProcessingError as error:
@@ -142,7 +150,7 @@ class Gate:
         messages = fed[0]
         if not (messages or data):  # aiohttp resumes its parser after a pause
             if self.awaits == "body":  # the pause may have come before the end of the body
-                self._await_body()
+                self._await_body(data)
             return fed
         if messages:
             for index, (message, _) in enumerate(messages):
@@ -155,19 +163,46 @@ class Gate:
                     fed = fit, fed[1], fed[2]
             self._head, self._payload = 0, messages[-1][1]
             self.taken = 0
-            self._await_body()
+            self._await_body(data)
             self.began = self.since
         elif self.awaits == "body":
             self.taken += len(data)
-            self._await_body()
+            self._await_body(data)
         # Empty lines before a request are no head yet (RFC 9112, section 2.2).
         elif self.awaits or data.strip(b"\r\n"):
             return self._await_head(len(data))
         return fed
 
-    def _await_body(self) -> None:
+    def _open(self, data: bytes) -> Fault | None:
+        """Look at the first line of a request: what is wrong with it that the parser would take.
+
+        Empty lines before it are no fault (RFC 9112, section 2.2), bare CR and LF are.
+        """
+        line = self._opening + data
+        if line[0] in b"\r\n":
+            rest = line.lstrip(b"\r\n")
+            blank = line[: len(line) - len(rest)]
+            self._opening = b"\r" if not rest and blank.endswith(b"\r") else b""
+            blank = blank[: len(blank) - len(self._opening)]
+            if blank != b"\r\n" * (len(blank) // 2):
+                return errors.BAD_REQUEST, _NO_HTTP
+            if not rest:
+                return None
+            line = rest
+        end = line.find(b"\n")
+        if end < 0:
+            self._opening = line
+            return None
+        self._is_start, self._opening = False, b""
+        if line[end - 9 : end - 3] != b"HTTP/1" and _OTHER_PROTOCOL.search(line, 0, end):
+            return errors.BAD_REQUEST, _NO_HTTP
+        return None
+
+    def _await_body(self, data: bytes) -> None:
         if self._payload is None or self._payload.is_eof():
             self.awaits = None
+            # Half of another head may stand behind it, unless a head or a last chunk ends the data.
+            self._is_start = data[-4:] == b"\r\n\r\n"
         else:
             self.awaits, self.since = "body", self._loop.time()
 
@@ -192,6 +227,8 @@ class Gate:
         return [*fit, (_refused(message), leftover)], False, b""
 
 
+# What the parser takes beside HTTP.
+_OTHER_PROTOCOL: Final = re.compile(rb" (RTSP|ICE)/")
 _BROKEN: Final = "The body's chunked coding is broken; look at what sends it."
 _NO_HTTP: Final = (
     "The request is not valid HTTP/1.1; look at the client, or at the proxy before us."

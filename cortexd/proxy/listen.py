@@ -112,6 +112,7 @@ class Listener:
         cut = asyncio.get_running_loop().call_later(timeout, self.server.abort)
         try:
             await self._acceptor.close()
+            self.server.end_turned_away()
             self.server.pre_shutdown()
             # aiohttp waits for each handler in its own way, up to twice that; ours cuts it before.
             await self.server.shutdown(self._timeout + GRACE)

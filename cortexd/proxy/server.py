@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Final, cast
 
 from aiohttp import web
 
 from cortexd import errors
 from cortexd.proxy.deadlines import DEFAULT_LIMITS, Limits
-from cortexd.proxy.door import Door, Handler, Keeper, Refuse
+from cortexd.proxy.door import HANG_UP, Door, Handler, Keeper, Refuse
 from cortexd.proxy.sweeper import Sweeper
 
 # Bytes per second (1 Mbit/s) at which the largest body allowed is whole within its deadline.
 SLOWEST_UPLOAD: Final = 128 << 10
+# Connections too many that may wait for their clients to hang up; their descriptors are beyond the
+# cap.
+MOST_TURNED_AWAY: Final = 64
+# Where there are as many connections as there may be: how many of the oldest are looked at, and for
+# how many seconds nothing was asked for on one that ends for a new one.
+EXAMINED: Final = 64
+SILENT: Final = 1.0
 SWEEP: Final = 1.0  # seconds between two looks at the deadlines; they are met to within that
 
 
 class DoorServer(Keeper):
     """Makes a Door of every connection.
 
-    max_connections: above it a connection is answered 503 `overloaded` and closed.
+    max_connections: above it a connection on which nothing is asked for ends for the new one; where
+        there is none, the new one is answered 503 `overloaded` and closed.
     """
 
     def __init__(
@@ -39,7 +48,8 @@ class DoorServer(Keeper):
         if slowest > limits.body_total:
             limits = replace(limits, body_total=slowest)
         self._limits = limits
-        self._doors: set[Door] = set()
+        self._doors: dict[Door, None] = {}  # in the order in which they were opened
+        self._turned_away: dict[_TurnedAway, None] = {}
         self._were_idle: set[Door] = set()
         self._are_gone = asyncio.Event()
         self._are_gone.set()
@@ -62,10 +72,10 @@ class DoorServer(Keeper):
 
     def __call__(self) -> Any:
         """The protocol of a new connection."""
-        if len(self._doors) >= self._max_connections:
-            return _TurnedAway(self.refuse)
+        if len(self._doors) >= self._max_connections and not self._make_room():
+            return _TurnedAway(self.refuse, self._turned_away, self._sweeper)
         door = Door(self, loop=self._loop, limits=self._limits)
-        self._doors.add(door)
+        self._doors[door] = None
         self._are_gone.clear()
         self._sweeper.watch(door)
         return door
@@ -73,7 +83,7 @@ class DoorServer(Keeper):
     def forget(self, door: Door) -> None:
         """A connection has ended."""
         self._sweeper.forget(door)
-        self._doors.discard(door)
+        self._doors.pop(door, None)
         if not self._doors:
             self._are_gone.set()
 
@@ -88,8 +98,18 @@ class DoorServer(Keeper):
         heard the end of an answer that did not say so may ask once more."""
         idle = self._idle()
         for door in idle & self._were_idle:
-            door.force_close()  # `close` would leave the transport open
+            door.end_idle()
         self._were_idle = idle
+
+    def _make_room(self) -> bool:
+        """End the oldest connection on which nothing is asked for: silent ones lock nobody out."""
+        now = self._loop.time()
+        for door in islice(self._doors, EXAMINED):
+            if door.idle_for(now) > SILENT:
+                door.force_close()
+                self.forget(door)
+                return True
+        return False
 
     def _idle(self) -> set[Door]:
         return {door for door in self._doors if door.is_idle}
@@ -103,20 +123,54 @@ class DoorServer(Keeper):
         for door in list(self._doors):
             door.abort()
 
+    def end_turned_away(self) -> None:
+        """End the connections too many that have not hung up yet."""
+        for each in list(self._turned_away):
+            each.end()
+
 
 class _TurnedAway(asyncio.Protocol):
-    """A connection too many: answered before it asked, and closed, at the least cost."""
+    """A connection too many: answered before it asked, at the least cost.
 
-    def __init__(self, refuse: Refuse) -> None:
+    Closing it with bytes unread, or before they come, would reset it and destroy the answer (RFC
+    9112, section 9.6): its client has a moment to read and to hang up.
+    """
+
+    def __init__(self, refuse: Refuse, others: dict[_TurnedAway, None], sweeper: Sweeper) -> None:
         self._refuse = refuse
+        self._others = others
+        self._sweeper = sweeper
+        self._since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         response = self._refuse(
             None, errors.OVERLOADED, "Too many connections are open here; try again in a moment."
         )
-        wire = cast(asyncio.Transport, transport)
-        wire.write(_serialized(response))
-        wire.close()
+        self._since = asyncio.get_running_loop().time()
+        self._wire = cast(asyncio.Transport, transport)
+        self._wire.write(_serialized(response))
+        self._wire.write_eof()
+        if len(self._others) >= MOST_TURNED_AWAY:
+            next(iter(self._others)).end()
+        self._others[self] = None
+        self._sweeper.watch(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._forget()
+
+    def sweep(self, now: float) -> None:
+        """Wait no longer than a moment."""
+        if now - self._since > HANG_UP:
+            self.end()
+
+    def end(self) -> None:
+        """Close it now."""
+        self._forget()
+        self._wire.abort()
+
+    def _forget(self) -> None:
+        self._others.pop(self, None)
+        self._sweeper.forget(self)
 
 
 def _serialized(response: web.Response) -> bytes:

@@ -16,7 +16,9 @@ from typing import Final, Protocol, cast
 
 from aiohttp import web
 
+from cortexd.proxy.deadlines import KEPT_OPEN
 from cortexd.proxy.door import Door, Sent, Sink
+from cortexd.proxy.headers import lines
 from cortexd.wire.first_token import OVERLAP
 
 _LARGE: Final = 16 * 1024  # bytes from which a piece of its own costs less than a copy
@@ -27,6 +29,7 @@ _TAIL: Final = 4 * 1024  # bytes of the end of an answer that are kept, twice th
 # Nothing of one answer stands in them.
 _LAST: Final = Sent(may_go_on=False)
 _FIRST_OF_MANY: Final = Sent(may_go_on=True)
+_KEPT_OPEN: Final = lines(KEPT_OPEN) + b"\r\n"
 
 
 class Opening(Protocol):
@@ -105,7 +108,7 @@ class Splice:
         elif self._request.version >= (1, 1):
             self.is_chunked = True
             head += b"Transfer-Encoding: chunked\r\n"
-        head += b"Connection: close\r\n\r\n" if self._must_close else b"\r\n"
+        head += b"Connection: close\r\n\r\n" if self._must_close else _KEPT_OPEN
         # From here on nobody must answer in our place, whatever goes wrong.
         self._request.writer.output_size = 1
         self._head = head

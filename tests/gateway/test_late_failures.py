@@ -66,7 +66,7 @@ class Caller:
         for end in dialect.ends:
             assert end not in heard.body
         assert_ended_well(heard)
-        assert heard.get("connection") is None
+        assert heard.get("connection") == "keep-alive"
         await until(lambda: bool(self._log.getvalue()))
         [line] = map(json.loads, self._log.getvalue().splitlines())
         known = {code: (status, words) for code, status, words in ways}

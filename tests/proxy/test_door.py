@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, cast
 
 import pytest
 from aiohttp import web
 
 from cortexd.proxy import door as doors
+from cortexd.proxy import server as servers
 from cortexd.proxy.deadlines import Limits, Overdue
 from cortexd.proxy.door import Sent
 from cortexd.proxy.gate import MAX_FIELDS, MAX_HEAD, MAX_TARGET
@@ -65,9 +66,9 @@ class Written(web.StreamResponse):
 @pytest.mark.parametrize(
     ("limits", "sent"),
     [
-        (short(head=SHORT), b""),
+        (short(idle=SHORT), b""),
         (short(head=SHORT), b"GET / HT"),
-        (short(head=SHORT), b"\r\n"),
+        (short(idle=SHORT), b"\r\n"),
         (short(head=SHORT), GET + b"GET / HTTP/1.1\r\n"),
         (short(body=SHORT), POST),
         (short(body=SHORT), POST + b"12345"),
@@ -119,6 +120,19 @@ async def test_every_byte_of_a_body_gives_the_client_more_time() -> None:
         assert not site.door.overdue(first + 100.0001)
         assert not site.door.overdue(gate.since + 99)
         assert site.door.overdue(gate.since + 101)
+
+
+async def test_a_connection_opened_in_advance_may_be_silent_as_long_as_an_idle_one() -> None:
+    limits = Limits(head=10, idle=75)
+    async with open_site(limits=limits) as site, connected(site.address) as client:
+        await until(lambda: bool(site.server.doors) and site.door.is_idle)
+        door, now = site.door, asyncio.get_running_loop().time()
+        assert door.overdue(now + 70) is None
+        await client.send(b"G")
+        gate = cast(Any, door._gate)
+        await until(lambda: gate.awaits == "head")
+        assert door.overdue(gate.since + 9) is None
+        assert door.overdue(gate.since + 11) is not None
 
 
 async def test_a_head_is_due_from_its_first_byte_whatever_comes_later() -> None:
@@ -656,8 +670,11 @@ async def test_connections_over_the_cap_are_told_so_and_cost_nobody_else_anythin
     async with open_site(max_connections=2) as site:
         async with connected(site.address) as first, connected(site.address) as second:
             await until(lambda: len(site.server.doors) == 2)
-            for _ in range(3):
-                (answer,) = answers(await answered(site.address), "GET")
+            for sent in (b"", GET, POST + b"1234567890"):
+                async with connected(site.address) as third:
+                    await third.send(sent)
+                    (answer,) = answers(await third.read_rest(), "GET")
+                    assert third.ended == "eof"
                 assert (answer.status, answer.body) == (503, b"overloaded -")
                 assert answer.get("connection") == "close"
             assert site.refused == ["overloaded"] * 3
@@ -669,6 +686,102 @@ async def test_connections_over_the_cap_are_told_so_and_cost_nobody_else_anythin
     assert not [record for record in caplog.records if record.name != "asyncio"]
 
 
+async def test_an_answer_to_a_connection_too_many_is_not_destroyed_by_what_comes_later() -> None:
+    async with open_site(max_connections=1) as site, connected(site.address) as first:
+        await until(lambda: len(site.server.doors) == 1)
+        async with connected(site.address) as late:
+            await until(lambda: bool(site.server._turned_away))
+            await late.send(GET)
+            await late.send(GET)
+            (answer,) = answers(await late.read_rest(), "GET")
+            assert (answer.status, late.ended) == (503, "eof")
+        assert (await first.ask(GET)).body == b"hello"
+        await until(lambda: not site.server._turned_away)
+
+
+async def test_connections_too_many_that_do_not_hang_up_are_bounded() -> None:
+    async with open_site(max_connections=1) as site, AsyncExitStack() as stack:
+        for _ in range(1 + 2 * servers.MOST_TURNED_AWAY):
+            client = await stack.enter_async_context(connected(site.address))
+        assert await client.read_until(b" 503 ")
+        assert len(site.server._turned_away) <= servers.MOST_TURNED_AWAY
+
+
+async def test_silent_connections_make_room_for_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(servers, "SILENT", 0.0)
+    hold, is_let_go = held(b"whole")
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return await hold(request) if request.path == "/busy" else web.Response(body=b"hello")
+
+    async with (
+        open_site(answer, max_connections=3) as site,
+        connected(site.address) as busy,
+        connected(site.address) as silent,
+        connected(site.address) as other,
+    ):
+        await busy.send(get("busy"))
+        assert (await other.ask(GET)).status == 200
+        await until(lambda: len(site.server.doors) == 3)
+        async with connected(site.address) as client:
+            assert (await client.ask(GET)).status == 200
+            assert await silent.read_rest() == b""
+            is_let_go.set()
+            assert (await busy.read_answer("GET")).body == b"whole"
+
+
+async def test_a_connection_whose_request_is_on_its_way_is_not_ended_for_a_new_one() -> None:
+    async with open_site() as site, connected(site.address) as client:
+        await client.send(GET)
+        await client.read_until(b"hello")
+        door, now = site.door, asyncio.get_running_loop().time()
+        assert door.idle_for(now + 10) == 0.0  # it was not looked at since
+        assert door.overdue(now + 10) is None
+        assert door.idle_for(now + 15) == 5.0
+        client.sock.send(GET)
+        assert door.idle_for(now + 15) == 0.0  # the kernel has it
+
+
+async def test_an_idle_connection_is_kept_longer_than_its_answers_say() -> None:
+    async with open_site(limits=short(idle=75)) as site, connected(site.address) as client:
+        heard = await client.ask(GET)
+        assert (heard.get("connection"), heard.get("keep-alive")) == ("keep-alive", "timeout=75")
+        door, now = site.door, asyncio.get_running_loop().time()
+        assert door.overdue(now) is None
+        assert door.overdue(now + 79) is None
+        assert door.overdue(now + 81) is not None
+
+
+async def test_a_request_that_comes_as_an_idle_connection_ends_is_answered() -> None:
+    async with open_site() as site, connected(site.address) as client:
+        assert (await client.ask(GET)).status == 200
+        client.sock.send(GET)  # the kernel has it, the server has not had a turn
+        site.door.end_idle()
+        assert (await client.read_answer("GET")).body == b"hello"
+        assert (await client.ask(GET)).body == b"hello"
+
+
+async def test_a_request_that_comes_after_an_idle_connection_has_ended_is_not_reset() -> None:
+    async with open_site() as site, connected(site.address) as client:
+        assert (await client.ask(GET)).status == 200
+        site.door.end_idle()
+        client.sock.send(GET)
+        assert await client.read_rest() == b""
+        assert client.ended == "eof"
+        client.leave()
+        await until(lambda: not site.server.doors)
+        assert len(site.handled) == 1
+
+
+async def test_a_client_that_keeps_an_ended_connection_is_hung_up_on() -> None:
+    async with open_site(limits=short(linger=SHORT)) as site, connected(site.address) as client:
+        assert (await client.ask(GET)).status == 200
+        site.door.end_idle()
+        await until(lambda: not site.server.doors)
+
+
 async def test_a_server_that_leaves_says_so_in_every_answer() -> None:
     async with open_site() as site, connected(site.address) as client:
         await client.send(GET)
@@ -677,13 +790,14 @@ async def test_a_server_that_leaves_says_so_in_every_answer() -> None:
         await client.send(GET + GET)
         await client.read_rest()
         first, second = answers(client.received, "GET", "GET")
-        assert first.get("connection") is None
+        assert (first.get("connection"), first.get("keep-alive")) == ("keep-alive", "timeout=75")
+        assert second.get("keep-alive") is None
         assert second.get("connection") == "close"
         assert len(site.handled) == 2
 
 
 async def test_the_sweeper_rests_when_nobody_is_there() -> None:
-    async with open_site(limits=short(head=SHORT)) as site:
+    async with open_site(limits=short(idle=SHORT)) as site:
         assert site.server._sweeper._timer is None
         async with connected(site.address) as client:
             await client.read_rest()

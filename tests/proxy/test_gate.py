@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import suppress
 from typing import Any
 
 import h11
@@ -83,6 +84,16 @@ BAD = {
     "http-11": get(version=b"HTTP/11"),
     "http-2-preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "no-http": get(version=b"FTP/1.1"),
+    "rtsp": get(version=b"RTSP/1.0"),
+    "rtsp-1.1": get(version=b"RTSP/1.1"),
+    "rtsp-method": b"DESCRIBE / RTSP/1.0\r\n" + HOST + b"\r\n",
+    "rtsp-behind-an-empty-line": b"\r\n" + get(version=b"RTSP/1.0"),
+    "ice": b"SOURCE / ICE/1.0\r\n" + HOST + b"\r\n",
+    "bare-lf-before": b"\n" + get(),
+    "bare-cr-before": b"\r" + get(),
+    "bare-lf-behind-an-empty-line": b"\r\n\n" + get(),
+    "lf-cr-before": b"\n\r" + get(),
+    "two-cr-before": b"\r\r\n" + get(),
     "connect": b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"\r\n",
     "connect-with-a-body": b"CONNECT x:80 HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc",
     "connect-to-nowhere": b"CONNECT \r\n" + HOST + b"\r\n",
@@ -255,6 +266,36 @@ async def test_what_is_allowed_is_served_in_whatever_pieces_it_comes(raw: bytes,
         assert site.refused == []
         assert len(site.handled) == client.received.count(b" 200 OK\r\n")
         assert len(site.handled) == (1 if b"HTTP/1.0" in raw else 2)
+
+
+def test_empty_lines_and_pipelined_heads_are_served_wherever_the_pieces_end() -> None:
+    raw = b"\r\n\r\n" + get() + post(b"Content-Length: 3", body=b"abc") + get() + b"\r\n" + get()
+    expected = [("GET", b""), ("POST", b"abc"), ("GET", b""), ("GET", b"")]
+    for first in range(len(raw)):
+        for second in (first + 1, first + 2, len(raw)):
+            assert seen_by_us(raw, [first, min(second, len(raw))]) == expected, (first, second)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("name", [name for name in BAD if "rtsp" in name or "-before" in name])
+async def test_a_bad_first_line_is_refused_in_whatever_pieces_it_comes(
+    name: str, step: int
+) -> None:
+    async with open_site() as site, connected(site.address) as client:
+        for start in range(0, len(BAD[name]), step):
+            with suppress(ConnectionError):
+                await client.send(BAD[name][start : start + step])
+            await asyncio.sleep(0)
+        assert_refused(site, await client.read_rest(), "bad_request", 400)
+
+
+@pytest.mark.parametrize("bad", [b"\n" + get(), b"\r" + get(), get(version=b"RTSP/1.0")])
+async def test_a_bad_first_line_of_a_later_request_is_refused(bad: bytes) -> None:
+    async with open_site() as site, connected(site.address) as client:
+        assert (await client.ask(get())).status == 200
+        await client.send(bad)
+        assert (await client.read_answer("GET")).status == 400
+        assert site.refused == ["bad_request"]
 
 
 async def test_a_head_is_weighed_even_when_it_came_along_with_an_earlier_request() -> None:

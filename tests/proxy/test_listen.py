@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 from aiohttp import web
@@ -107,6 +108,20 @@ async def test_closing_loses_no_request_of_clients_that_keep_their_connection() 
         await asyncio.gather(*asking)
         for place in places:
             await place.__aexit__(None, None, None)
+
+
+async def test_connections_that_wait_in_the_kernel_are_answered_before_the_end() -> None:
+    async with open_site(max_connections=200) as site:
+        with ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket()) for _ in range(100)]
+            for sock in socks:
+                sock.setblocking(False)
+                sock.connect_ex(site.address)
+                sock.send(GET)
+            await site.listener.stop()
+            for sock in socks:
+                heard = await Client(sock).read_answer("GET")
+                assert (heard.status, heard.is_last, heard.body) == (200, True, b"hello")
 
 
 async def test_closing_waits_for_answers_that_are_on_their_way() -> None:

@@ -87,7 +87,8 @@ async def test_an_answer_is_whole_in_the_framing_that_its_client_understands(
         assert (heard.status, heard.reason, heard.get("x-a")) == (200, "OK", "b")
         assert (heard.get("content-length"), heard.get("transfer-encoding")) == framing
         assert (heard.complete, heard.body) == (True, BODY)
-        assert heard.get("connection") == ("close" if ends else None)
+        assert heard.get("connection") == ("close" if ends else "keep-alive")
+        assert heard.get("keep-alive") == (None if ends else "timeout=75")
         if ends:
             assert await client.read_rest() == b""
             assert client.ended == "eof"

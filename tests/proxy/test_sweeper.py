@@ -61,3 +61,24 @@ async def test_it_starts_again_when_there_is_something_to_watch_again() -> None:
     sweeper.watch(later)
     await looked_at(later)
     sweeper.close()
+
+
+async def test_after_a_standstill_one_round_is_left_out() -> None:
+    """What others sent meanwhile is in the kernel, and is read before their deadlines count."""
+    sweeper, looks = Sweeper(3600), 0
+
+    class Counted:
+        def sweep(self, now: float) -> None:
+            nonlocal looks
+            looks += 1
+
+    sweeper.watch(Counted())
+    sweeper._tick()
+    assert looks == 1
+    sweeper._due -= 10_000  # as if it was to look long ago
+    sweeper._tick()
+    assert looks == 1
+    sweeper._due -= 10_000  # it is late again: the grace is for one round
+    sweeper._tick()
+    assert looks == 2
+    sweeper.close()

@@ -1,0 +1,37 @@
+"""What the kernel knows of an accepted connection, and what only it can do."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+import sys
+from typing import Final
+
+_LAST_DATA_RECV: Final = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info, in ms
+
+
+def waited_in_kernel(wire: asyncio.Transport) -> float:
+    """Return the seconds since the last bytes came; 0.0 where that is not known."""
+    sock = wire.get_extra_info("socket")
+    if sock is None or sock.family == socket.AF_UNIX:
+        return 0.0
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECV.stop)
+    return int.from_bytes(info[_LAST_DATA_RECV], sys.byteorder) / 1000
+
+
+def has_unread(wire: asyncio.Transport) -> bool:
+    """Whether something has come that this process has not read: bytes, or the end."""
+    if wire.is_closing():
+        return False
+    poll = select.poll()
+    poll.register(wire.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def reset(wire: asyncio.Transport) -> None:
+    """End it with a reset; what was not sent is lost."""
+    sock = wire.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wire.abort()
