@@ -101,7 +101,7 @@ class FakeNeuron:
             return await self.load_answer(body)
         if request.method == "POST" and path == "/models/unload":
             return self.unload_answer(body)
-        if request.method == "POST":
+        if request.method == "POST" or path.startswith("/v1/"):
             self.inference.append(body or {})
             self.inference_bodies.append(raw)
             self.inference_headers.append(request.headers)

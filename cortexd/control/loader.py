@@ -13,7 +13,7 @@ from cortexd.control.registry import Registry
 from cortexd.control.reservations import Reservations
 from cortexd.control.room import Room
 from cortexd.fleet.placement import Placement
-from cortexd.fleet.routing import not_loaded
+from cortexd.fleet.route_refusals import not_loaded
 from cortexd.nodes.client import NeuronClient, NodeError
 from cortexd.wire.neuron import LOADED, LOADING, RELOADING
 

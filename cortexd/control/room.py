@@ -22,7 +22,8 @@ from cortexd.control.unloads import Unloads
 from cortexd.fleet.memory import free
 from cortexd.fleet.placement import NoPlacement, Placement, place
 from cortexd.fleet.residents import displaceable, residents
-from cortexd.fleet.routing import Query, Serve, decide, refusal
+from cortexd.fleet.route_refusals import refusal
+from cortexd.fleet.routing import Query, Serve, decide
 
 log = logging.getLogger(__name__)
 

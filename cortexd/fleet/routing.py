@@ -7,19 +7,23 @@ own replicas, whatever the size of the fleet.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection
 from typing import Final, Literal
 
 import msgspec
 
-from cortexd import errors
 from cortexd.errors import Refusal
-from cortexd.fleet.assessment import absence, glance
+from cortexd.fleet.assessment import glance
 from cortexd.fleet.choice import Affinity, choose, no_affinity
 from cortexd.fleet.memory import RESIDENT, free
-from cortexd.fleet.placement import NoPlacement, Placement, place
+from cortexd.fleet.placement import Placement, place
+from cortexd.fleet.route_refusals import (
+    all_failed,
+    not_loaded,
+    refusal,
+    response_lost,
+    response_out_of_reach,
+)
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Replica, Snapshot
 from cortexd.wire.neuron import (
     FAILED,
@@ -27,7 +31,6 @@ from cortexd.wire.neuron import (
     LOADING,
     RECOVERING,
     RELOADING,
-    UNKNOWN,
     UNLOADED,
 )
 
@@ -39,6 +42,8 @@ class Query(msgspec.Struct, frozen=True):
     turn: its number, for when there is no such key.
     may_evict: whether other models may be unloaded for it; False for a request that is not worth
         that, which is refused instead.
+    home: the node that has what the request continues; it is preferred to all others.
+    must_be_home: no other node can answer.
     """
 
     model: str
@@ -46,6 +51,8 @@ class Query(msgspec.Struct, frozen=True):
     affinity: Affinity = no_affinity
     turn: int = 0
     may_evict: bool = True
+    home: str | None = None
+    must_be_home: bool = False
 
 
 class Serve(msgspec.Struct, frozen=True):
@@ -91,7 +98,6 @@ class Refuse(msgspec.Struct, frozen=True):
 
 # Of a replica that answers, or holds the request until it does.
 ABLE: Final = frozenset({LOADED, RELOADING})
-NO_FAILURES: Final[Mapping[str, Failure]] = MappingProxyType({})
 
 Decision = Serve | Lazy | Load | Wait | Refuse
 
@@ -112,10 +118,16 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         and (node := nodes[replica.node]).healthy
         and not node.draining
     ]
+    if query.home is not None:
+        for replica in able:
+            if replica.node == query.home and replica.node not in query.tried:
+                return Serve(replica)
+        if query.must_be_home:
+            return _at_home(query.home, query, snapshot)
     if able:
         left = [r for r in able if r.node not in query.tried] if query.tried else able
         if not left:
-            return Refuse(_all_failed(model, able))
+            return Refuse(all_failed(model, able))
         return Serve(choose(left, snapshot, ledger, now, query.affinity, query.turn))
     here = [replica for replica in replicas if nodes[replica.node].is_available]
     if not snapshot.settled:
@@ -142,7 +154,7 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
     ]
     left = [replica for replica in asleep if replica.node not in query.tried]
     if asleep and not left:
-        return Refuse(_all_failed(model, asleep))
+        return Refuse(all_failed(model, asleep))
     if not query.may_evict:
         left = [r for r in left if _needs_no_eviction(model, nodes[r.node], snapshot, ledger, now)]
     if (roused := _roused(left, snapshot, ledger, now)) is not None:
@@ -173,6 +185,21 @@ def _failure(replica: Replica, snapshot: Snapshot, ledger: Ledger, now: float) -
     return known or Failure(error or "its load failed", now + 1)
 
 
+def _at_home(home: str, query: Query, snapshot: Snapshot) -> Serve | Refuse:
+    """Route a request that only one node can answer, which gets no other new requests now."""
+    node = snapshot.nodes.get(home)
+    for replica in snapshot.replicas.get(query.model, ()):
+        if replica.node != home or node is None:
+            continue
+        if home in query.tried:
+            return Refuse(all_failed(query.model, [replica]))
+        if not node.healthy:
+            return Refuse(response_out_of_reach(node))
+        if replica.status in ABLE and replica.unservable is None:  # it is draining, or cordoned
+            return Serve(replica)
+    return Refuse(response_lost(home, query.model))
+
+
 def _needs_no_eviction(
     model: str, node: Node, snapshot: Snapshot, ledger: Ledger, now: float
 ) -> bool:
@@ -188,15 +215,6 @@ def _needs_no_eviction(
     return not any(
         info.status in RESIDENT and other != model for other, info in node.models.items()
     ) and not any(name == node.name and other != model for name, other in ledger.promises)
-
-
-def not_loaded(model: str) -> Refusal:
-    """Refuse a request for which no other model is unloaded."""
-    return Refusal(
-        errors.MODEL_NOT_LOADED,
-        f"The model {model!r} is not loaded, and other models are not unloaded to count tokens. "
-        "Send a request to the model first, or estimate the count.",
-    )
 
 
 def _roused(
@@ -220,148 +238,3 @@ def _roused(
             room = seen.free_mb
         fitting.append((-room, replica.node, replica))
     return min(fitting)[2] if fitting else None
-
-
-def refusal(
-    model: str,
-    snapshot: Snapshot,
-    nothing: NoPlacement | None,
-    now: float,
-    stuck: Sequence[Replica] = (),
-    failed: Mapping[str, Failure] = NO_FAILURES,
-) -> Refusal:
-    """Why nothing serves it; the order of the checks is part of the interface.
-
-    nothing: why it can't be placed; None: it is not in the catalogue. stuck: replicas that are
-    resident but can't answer. failed: of a model that is not in the catalogue, node → how its load
-    failed there a moment ago.
-    """
-    failures = nothing.failures if nothing else failed
-    nodes = snapshot.nodes
-    if not nodes:
-        return Refusal(
-            errors.NO_FEASIBLE_NEURON, "No nodes are configured; add a [[neurons]] table."
-        )
-    if not snapshot.healthy:
-        return Refusal(
-            errors.NO_HEALTHY_NODES,
-            "No node is healthy: "
-            + _listed(
-                f"{node.name} ({node.trouble or 'not polled yet'})" for node in nodes.values()
-            )
-            + ". Start a neuron or check the network; requests are served as soon as one answers.",
-        )
-    away = dict(nothing.asleep) if nothing else {}
-    holders = set(nothing.holders) if nothing else set()
-    for replica in snapshot.replicas.get(model, ()):
-        node = nodes[replica.node]
-        if not node.is_available:
-            holders.add(node.name)
-            away.setdefault(node.name, absence(node) or "draining")
-    if away and not stuck and not failures and not (nothing and nothing.crowded):
-        return Refusal(errors.FEASIBLE_NODE_UNHEALTHY, _away(model, away, holders))
-    if stuck:
-        return Refusal(
-            errors.MODEL_UNSERVABLE,
-            f"The model {model!r} is resident but can't answer: "
-            + _listed(f"{replica.node} says {replica.unservable}" for replica in stuck)
-            + ". It needs attention on that node.",
-        )
-    if nothing is not None and nothing.crowded:
-        return Refusal(
-            errors.NO_ROOM,
-            f"There is no room for the model {model!r}: "
-            + _listed(f"{name}: {reason}" for name, reason in nothing.crowded.items())
-            + f". Unload one of these, give {model!r} a higher residency_priority, or try again "
-            "later.",
-        )
-    if failures:
-        left = max(1, math.ceil(min(failure.until for failure in failures.values()) - now))
-        return Refusal(
-            errors.COLD_LOAD_FAILED,
-            f"The model {model!r} could not be loaded: "
-            + _listed(f"{name} says {failure.message}" for name, failure in failures.items())
-            + f". It is tried again in {left} s.",
-            retry_after=left,
-        )
-    if nothing is None:
-        odd = [each for each in snapshot.replicas.get(model, ()) if each.status == UNKNOWN]
-        return _odd(model, odd) if odd else unknown_model(model, snapshot)
-    return Refusal(
-        errors.NO_FEASIBLE_NEURON,
-        f"No node can load the model {model!r}: "
-        + _listed(f"{name}: {reason}" for name, reason in nothing.infeasible.items())
-        + ". Change its profile, put its file on a node, or add a node.",
-    )
-
-
-def _odd(model: str, replicas: list[Replica]) -> Refusal:
-    return Refusal(
-        errors.MODEL_UNSERVABLE,
-        f"The model {model!r} has a status that this gateway does not know on "
-        + _listed(replica.node for replica in replicas)
-        + ". Update the gateway, or load the model on another node.",
-    )
-
-
-def _away(model: str, away: Mapping[str, str], holders: Collection[str]) -> str:
-    """The model needs a node that can't be used now. holders: of these, the ones that have it."""
-    those = {name: reason for name, reason in away.items() if name in holders} or away
-    nodes = _listed(f"{name}, which is {reason}" for name, reason in those.items())
-    if holders:
-        return f"The model {model!r} is only available on {nodes}. Try again when it is back."
-    return (
-        f"The model {model!r} could only be loaded on {nodes}. Try again when one of them is back."
-    )
-
-
-def unknown_model(model: str, snapshot: Snapshot) -> Refusal:
-    """Refuse a model that no node lists and the catalogue does not list either.
-
-    It is not missing for certain before every node has answered once since the gateway started.
-    """
-    unheard = [node for node in snapshot.nodes.values() if node.is_unheard]
-    if not unheard:
-        return Refusal(
-            errors.MODEL_NOT_FOUND,
-            f"The model {model!r} does not exist: no node has it and the catalogue does not list "
-            "it. GET /v1/models lists what there is.",
-        )
-    listed = listed_before(model, snapshot)
-    where = _listed(
-        f"{node.name} ({node.trouble or 'not polled yet'})" for node in listed or unheard
-    )
-    if listed:
-        message = (
-            f"The model {model!r} was last listed by a node that has not answered since the "
-            f"gateway started: {where}. Try again when that node is up."
-        )
-    else:
-        message = (
-            f"The model {model!r} is neither in the catalogue nor on a node that answers. It may "
-            f"be on a node that has not answered since the gateway started: {where}. Check the "
-            "name, or try again when that node is up."
-        )
-    return Refusal(errors.FEASIBLE_NODE_UNHEALTHY, message)
-
-
-def listed_before(model: str, snapshot: Snapshot) -> list[Node]:
-    """Return the nodes that listed the model before the gateway started and have not answered."""
-    return [
-        node for node in snapshot.nodes.values() if node.is_unheard and model in node.listed_before
-    ]
-
-
-def _all_failed(model: str, replicas: list[Replica]) -> Refusal:
-    return Refusal(
-        errors.UPSTREAM_FAILED,
-        f"Every node that has the model {model!r} failed this request: "
-        + _listed(replica.node for replica in replicas)
-        + ". Try again.",
-    )
-
-
-def _listed(parts: Iterable[str], limit: int = 8) -> str:
-    words = list(parts)
-    rest = f" and {len(words) - limit} more" if len(words) > limit else ""
-    return "; ".join(words[:limit]) + rest

@@ -14,6 +14,7 @@ from cortexd.errors import Refusal
 from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import OTHER, Metrics
 from cortexd.proxy.exchange import Carried
+from cortexd.wire import responses
 
 # Answers that speak of no tokens by their nature.
 UNCOUNTED = frozenset(
@@ -23,6 +24,7 @@ UNCOUNTED = frozenset(
         "/v1/messages/count_tokens",
         "/v1/chat/completions/input_tokens",
         "/v1/responses/input_tokens",
+        responses.ITEM_PATH,  # its tokens were counted when it was made
         "/v1/moderations",
         "/v1/audio/speech",
         "/v1/audio/transcriptions",

@@ -39,6 +39,7 @@ from cortexd.daemon.state import StateFile, noted, remembered
 from cortexd.errors import Kind, Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet_gauges import FleetCollector
+from cortexd.gateway import stored_responses
 from cortexd.gateway.accounting import Accounting
 from cortexd.gateway.admin import Admin
 from cortexd.gateway.browser_access import BrowserAccess
@@ -278,7 +279,9 @@ class Gateway:
         reads, few = self._reads, FEW_CONNECTIONS
         if key == "listen":
             inference = {path: {"POST": self._relay.serve} for path in INFERENCE_PATHS}
-            face = Face(self.metrics, inference | reads.paths, reads.prefixes)
+            items = dict.fromkeys(("GET", "DELETE", "POST"), self._relay.serve_item)
+            prefixes = reads.prefixes | {stored_responses.PREFIX: items}
+            face = Face(self.metrics, inference | reads.paths, prefixes)
             few = self._max_connections
         elif key == "metrics_listen":
             face = Face(self.metrics, reads.metrics, {})

@@ -16,6 +16,9 @@ class Inbound(msgspec.Struct, eq=False):
     received: monotonic; of the first request of a connection, when its bytes came to the kernel.
 
     hops: gateways that it has passed through before this one.
+    target: the path as it goes upstream, where `path` stands for many; None: it is `path`.
+    home: the node that made the response which this request continues or, if it is_for_response,
+        asks for.
     asked, model: as the caller spelt it, and the concrete id.
     is_json: the body is no form.
     sent: when it first went upstream, monotonic; waited: seconds before that, for a load.
@@ -30,6 +33,9 @@ class Inbound(msgspec.Struct, eq=False):
     dialect: Dialect
     received: float
     hops: int = 0
+    target: str | None = None
+    home: str | None = None
+    is_for_response: bool = False
     asked: str | None = None
     model: str | None = None
     is_json: bool = False

@@ -10,7 +10,7 @@ import msgspec
 
 from cortexd.fleet.assessment import infeasibility
 from cortexd.fleet.loadable import no_file_reason
-from cortexd.fleet.routing import listed_before, unknown_model
+from cortexd.fleet.route_refusals import listed_before, unknown_model
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot
 from cortexd.gateway.steps import in_steps
 from cortexd.wire.neuron import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from itertools import count
 from typing import Final
@@ -27,6 +28,11 @@ from cortexd.gateway.intake import parse_view, with_model, with_usage
 from cortexd.gateway.keepalive import KeepAlive, can_wait
 from cortexd.gateway.refusals import own_lines, status_of
 from cortexd.gateway.retry import Attempts
+from cortexd.gateway.stored_responses import (
+    StoredResponses,
+    requested_response,
+    response_not_found,
+)
 from cortexd.gateway.stream_errors import ends_properly, refusal_event
 from cortexd.nodes.endpoint import may_carry_token, port_hint
 from cortexd.nodes.masking import mask_of
@@ -36,11 +42,13 @@ from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Call, Carried, Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
+from cortexd.wire import responses
 from cortexd.wire.engine_errors import STATUSES
 from cortexd.wire.first_token import FIRST_TOKEN
 from cortexd.wire.multipart import is_form
 from cortexd.wire.neuron import fault_text
 from cortexd.wire.openai import without_bom
+from cortexd.wire.responses import continued_response
 from cortexd.wire.sse import UsageRemover
 
 # Where a stream says its token counts only on request.
@@ -78,6 +86,7 @@ class Relay:
         self._accounting = accounting
         self._liveness = liveness
         self._turns = count()
+        self._stored = StoredResponses()
         self._current = current
         limits = current.config.gateway
         self._bodies = Bodies(limits.max_body, limits.max_buffered)
@@ -86,11 +95,20 @@ class Relay:
         """From now on it is these for the bodies that are read."""
         self._bodies.max_body, self._bodies.max_buffered = limits.max_body, limits.max_buffered
 
-    async def serve(self, inbound: Inbound) -> web.StreamResponse:
+    def serve(self, inbound: Inbound) -> Awaitable[web.StreamResponse]:
         """Answer one request. Raises Refusal while nothing was sent to the client."""
+        return self._serve(inbound, self._read)
+
+    def serve_item(self, inbound: Inbound) -> Awaitable[web.StreamResponse]:
+        """Answer a request for one stored response, as `serve` does."""
+        return self._serve(inbound, self._read_item)
+
+    async def _serve(
+        self, inbound: Inbound, read: Callable[[Inbound, Hold], Awaitable[bytes]]
+    ) -> web.StreamResponse:
         hold, splice, alive = self._bodies.hold(), None, None
         try:
-            body = await self._read(inbound, hold)
+            body = await read(inbound, hold)
             splice = Splice(inbound.request)
             if inbound.is_stream:
                 splice.token = FIRST_TOKEN.get(inbound.path)
@@ -119,6 +137,8 @@ class Relay:
                 alive.stop()
             if splice is not None:
                 inbound.is_open = splice.is_open
+                if inbound.path == responses.PATH:
+                    self._stored.end(splice)
                 splice.release()
             self._accounting.ended(inbound)
 
@@ -134,12 +154,27 @@ class Relay:
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
         if model != view.model:
             body = with_model(body, model, content_type)
+        if inbound.path == responses.PATH and (previous := continued_response(body)) is not None:
+            inbound.home, _ = self._stored.find(previous) or (None, None)
         asks = view.stream and self._current.config.upstream.ask_usage
         if asks and inbound.path in TELLS_WHEN_ASKED:
             asking = with_usage(body)
             inbound.hides_usage = asking is not None
             body = asking or body
         return body
+
+    async def _read_item(self, inbound: Inbound, hold: Hold) -> bytes:
+        """The body of a request for one response, most likely empty. Raises Refusal."""
+        inbound.hops = count_hops(inbound.request.headers.get(HOPS))
+        inbound.target, inbound.path = inbound.path, responses.ITEM_PATH
+        response = requested_response(inbound.request.method, inbound.target)
+        place = self._stored.find(response)
+        if place is None:
+            raise response_not_found(response)
+        inbound.home, inbound.model = place
+        inbound.is_for_response = True
+        inbound.is_stream = inbound.request.rel_url.query.get("stream") == "true"
+        return await hold.read(inbound.request)
 
     async def _carry(
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
@@ -152,6 +187,8 @@ class Relay:
             affinity=Affinity(inbound.request, inbound.path, body),
             turn=next(self._turns),
             may_evict=inbound.path not in TOKEN_PATHS,
+            home=inbound.home,
+            must_be_home=inbound.is_for_response,
             patience_for=config.loading.timeout,
         )
         first: RouteDecision | None = None
@@ -169,6 +206,8 @@ class Relay:
                 route = inbound.route = msgspec.structs.replace(route, route=first.route)
             if alive is not None:
                 alive.waits_at(route.node if route.route == "lazy" else None)
+            if inbound.path == responses.PATH:
+                self._stored.begin(splice, route)
             call = self._call(inbound, body, route, attempts, splice, alive)
             try:
                 carried = await self._exchange.carry(splice, inbound.request, call)
@@ -211,7 +250,7 @@ class Relay:
             is_lazy = route.route == "lazy"
             first_byte = config.loading.timeout if is_lazy else upstream.first_byte_timeout
         token = self._current.tokens.get(route.node)
-        target = inbound.path
+        target = inbound.target or inbound.path
         if inbound.request.raw_path != target and (
             query := without_credentials(inbound.request.rel_url.raw_query_string)
         ):

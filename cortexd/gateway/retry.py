@@ -27,6 +27,7 @@ class Attempts:
     affinity, turn: what decides among replicas that are equal.
     query: what to ask of routing.
     may_evict: whether other models may be unloaded for it.
+    home, must_be_home: see Query.
     patience_for: seconds that a request which met a cold model may wait in all.
     since: when it arrived, loop time, once a node has turned it away though it had waited for its
         model: it goes back to its place in the line.
@@ -46,10 +47,12 @@ class Attempts:
         affinity: Affinity = no_affinity,
         turn: int = 0,
         may_evict: bool = True,
+        home: str | None = None,
+        must_be_home: bool = False,
         patience_for: float = 0.0,
     ) -> None:
         self._dispatcher = dispatcher
-        self.query = Query(model, frozenset(), affinity, turn, may_evict)
+        self.query = Query(model, frozenset(), affinity, turn, may_evict, home, must_be_home)
         self._left = retries
         self._began = dispatcher.now()
         self._patience_for = patience_for
@@ -62,7 +65,7 @@ class Attempts:
         self._goes_back = self._has_a_place(route)
         if self._goes_back:
             return True
-        if not self._left:
+        if not self._left or route.node == self.query.home:
             return False
         return self._dispatcher.has_better(self._query_without(route), route)
 

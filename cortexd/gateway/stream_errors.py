@@ -33,7 +33,7 @@ def rejection_event(status: int, content: bytes, inbound: Inbound, splice: Splic
     content: the body of its answer, maybe cut.
     """
     error = _engine_error(status, content, inbound.dialect)
-    if inbound.path == responses.PATH and not isinstance(error.get("code"), str):
+    if inbound.path in responses.PATHS and not isinstance(error.get("code"), str):
         error["code"] = _INVALID_PROMPT
     return _last_event(error, inbound, splice)
 
@@ -43,7 +43,7 @@ def ends_properly(path: str) -> bool:
 
     Only where that event says beyond doubt that there is no whole answer: `response.failed`.
     """
-    return path == responses.PATH
+    return path in responses.PATHS
 
 
 def _engine_error(status: int, content: bytes, dialect: Dialect) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _last_event(error: dict[str, Any], inbound: Inbound, splice: Splice) -> byte
     if inbound.dialect == "anthropic":
         envelope = {"type": "error", "error": error, "request_id": inbound.request_id}
         event = sse.event("error", msgspec.json.encode(envelope))
-    elif path == responses.PATH:
+    elif path in responses.PATHS:
         event = responses.failure(
             error,
             request_id=inbound.request_id,

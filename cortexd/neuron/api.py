@@ -43,8 +43,11 @@ log = logging.getLogger(__name__)
 MAX_MANAGEMENT_BODY: Final = 64 << 10  # bytes of one management call
 _MAX_MANAGEMENT: Final = 1 << 20  # bytes of all of them at one time
 
-# Engines read dots and escapes in a path in their own way: none pass.
-_INFERENCE: Final = re.compile(r"/v1/[A-Za-z0-9_/-]+|/rerank|/tokenize|/detokenize|/apply-template")
+# Engines read dots and escapes in a path in their own way: none pass. None of ours keeps responses.
+_INFERENCE: Final = re.compile(
+    r"/v1/(?!responses/(?!input_tokens$))[A-Za-z0-9_/-]+"
+    r"|/rerank|/tokenize|/detokenize|/apply-template"
+)
 # An id may hold slashes, encoded or not: what stands between the fixed parts is the id.
 _ENDPOINT: Final = re.compile(r"/models/.+/endpoint")
 

@@ -15,9 +15,12 @@ import msgspec
 from cortexd.wire import sse
 
 PATH: Final = "/v1/responses"
+ITEM_PATH: Final = "/v1/responses/{id}"  # for logs and metrics, whatever the id
+PATHS: Final = frozenset({PATH, ITEM_PATH})
 
 _RESPONSE: Final = re.compile(rb'"response"\s*:\s*\{')
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
+_USUAL_ID: Final = re.compile(rb'"id"\s*:\s*"(resp[_-][A-Za-z0-9_.:-]{1,250})"')
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})\b')
 # What a response must have besides its id, model, time and status. OpenAI's OpenAPI description.
 _REQUIRED: Final[dict[str, Any]] = {
@@ -36,6 +39,12 @@ _REQUIRED: Final[dict[str, Any]] = {
 }
 
 
+class _Continuation(msgspec.Struct):
+    """What a request says of the response that it continues."""
+
+    previous_response_id: str | None = None
+
+
 class _Lifecycle(msgspec.Struct):
     """An event that carries the whole response."""
 
@@ -43,6 +52,26 @@ class _Lifecycle(msgspec.Struct):
 
 
 _decode: Final = msgspec.json.Decoder(_Lifecycle).decode
+_decode_continuation: Final = msgspec.json.Decoder(_Continuation).decode
+
+
+def response_id(head: bytes) -> str | None:
+    """Return the id of the response in the first bytes of an answer, a stream or a whole one."""
+    found = _USUAL_ID.search(head)
+    if found is None:
+        start = _RESPONSE.search(head)
+        found = _ID.search(head, start.end() if start else 0)
+    return found[1].decode(errors="replace") if found and len(found[1]) <= 256 else None
+
+
+def continued_response(body: bytes) -> str | None:
+    """Return the `previous_response_id` of a request, if it has one."""
+    if b'"previous_response_id"' not in body:
+        return None
+    try:
+        return _decode_continuation(body).previous_response_id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def failure(
