@@ -102,13 +102,17 @@ class Attempts:
                 self._has_resent = True
                 self.query = self._query_without(route)
                 return self._dispatcher.can_route(self.query)
-            case "reset" if not self._has_resent and fault.after <= RESEND_WITHIN:
+            case "reset" if self._may_resend(fault):
                 self._has_resent = True
                 if fault.is_reused or self._dispatcher.other(self._query_without(route)) is None:
                     self.is_fresh = True
                 else:
                     self.query = self._query_without(route)
                 return True
+            case "invalid" if fault.is_taken_back and self._may_resend(fault):
+                self._has_resent = True
+                self.query = self._query_without(route)
+                return self._dispatcher.other(self.query) is not None
             case _:
                 return False
 
@@ -125,6 +129,9 @@ class Attempts:
             return True
         self.query = self._query_without(route)
         return self._dispatcher.other(self.query) is not None
+
+    def _may_resend(self, fault: UpstreamFault) -> bool:
+        return not self._has_resent and fault.after <= RESEND_WITHIN
 
     def _has_a_place(self, route: RouteDecision) -> bool:
         """Whether it waited for this model, and may wait for longer: others would come first."""

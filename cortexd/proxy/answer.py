@@ -67,6 +67,7 @@ class UpstreamFault(Exception):
         `timeout`, it did not come; `dead`, its node does not respond any more; `stopped`, it was
         we who ended it.
     is_reused: the connection had carried another exchange before.
+    is_taken_back: the head of its answer had come, and nothing of it was sent to the client.
     after: seconds since the request was sent. status, content: of an answer that has no place.
     """
 
@@ -74,6 +75,7 @@ class UpstreamFault(Exception):
         super().__init__(detail)
         self.what: What = what
         self.is_reused = is_reused
+        self.is_taken_back = False
         self.after = 0.0
         self.status = 0
         self.content = b""

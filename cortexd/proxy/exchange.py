@@ -204,6 +204,7 @@ class _Flight:
 
     _fault: UpstreamFault | None = None
     _has_fed = False  # something of the body to `_pass_on`
+    _has_head = False  # of an answer that is passed on as it comes
     _has_started = False  # the answer, with its own head
     _is_passed_on = False  # something of an answer that broke off
     _rejection: UpstreamFault | None = None
@@ -283,6 +284,7 @@ class _Flight:
 
     def _start(self, head: Head) -> None:
         call, splice = self._call, self._splice
+        self._has_head = True
         if splice.is_open:
             return
         self._has_started = True
@@ -459,6 +461,7 @@ class _Flight:
             self._is_passed_on = not splice.take_back()
         else:  # into a stream that the gateway has opened
             self._is_passed_on = splice.first_at is not None
+        fault.is_taken_back = self._has_head and not self._is_passed_on
         if self._is_passed_on:
             words = self._call.last_words(fault) if splice.is_event_stream else b""
             # Where there is neither a word nor a missing chunk, only a reset tells.

@@ -105,6 +105,21 @@ async def test_a_reset_is_tried_again_once_and_soon_only() -> None:
     assert not await attempts("b").has_next(fault("reset", after=RESEND_WITHIN + 0.1), A)
 
 
+async def test_answer_that_was_taken_back_is_tried_on_one_other_replica_and_soon_only() -> None:
+    def taken_back(*, after: float = 0.0) -> UpstreamFault:
+        found = fault("invalid", after=after)
+        found.is_taken_back = True
+        return found
+
+    tries = attempts("b", "c")
+    assert await tries.has_next(taken_back(), A)
+    assert (tries.query.tried, tries.is_fresh) == ({"a"}, False)
+    assert not await tries.has_next(taken_back(), A)
+    assert not await tries.has_next(fault("reset"), A)
+    assert not await attempts("b").has_next(taken_back(after=RESEND_WITHIN + 0.1), A)
+    assert not await attempts().has_next(taken_back(), A)
+
+
 async def test_a_stale_connection_is_replaced_by_a_fresh_one_to_the_same_replica() -> None:
     tries = attempts("b")
     assert await tries.has_next(fault("reset", reused=True), A)

@@ -146,7 +146,9 @@ async def staged(
 
 
 @asynccontextmanager
-async def replicas(*urls: str, config: Config | None = None) -> AsyncIterator[Fleet]:
+async def replicas(
+    *urls: str, config: Config | None = None, access: AccessLog | None = None
+) -> AsyncIterator[Fleet]:
     """A gateway before nodes `a`, `b`, …, each with the model, which is served at these URLs in
     the order in which the gateway asks for them: it is free to choose whom to ask first."""
     left = list(urls)
@@ -163,18 +165,20 @@ async def replicas(*urls: str, config: Config | None = None) -> AsyncIterator[Fl
 
     for name, neuron in neurons.items():
         neuron.endpoint_answer = tell(name)
-    async with running_fleet(config=config, **neurons) as fleet:
+    async with running_fleet(config=config, access=access, **neurons) as fleet:
         yield fleet
 
 
 @asynccontextmanager
-async def origins(*origins: Origin, config: Config | None = None) -> AsyncIterator[Fleet]:
+async def origins(
+    *origins: Origin, config: Config | None = None, access: AccessLog | None = None
+) -> AsyncIterator[Fleet]:
     """A gateway before one replica for each of these."""
     async with AsyncExitStack() as stack:
         for origin in origins:
             await stack.enter_async_context(origin.running())
         yield await stack.enter_async_context(
-            replicas(*(origin.url for origin in origins), config=config)
+            replicas(*(origin.url for origin in origins), config=config, access=access)
         )
 
 

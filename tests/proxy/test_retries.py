@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 
 import pytest
 
+from cortexd.daemon.access import AccessLog
 from tests.functional.faults import (
     Close,
     Origin,
@@ -27,11 +29,14 @@ from tests.proxy.stage import (
     ANSWER,
     ASKED,
     ASKED_STREAM,
+    CHUNKED,
+    EVENTS,
     JSON,
     OK,
     SSE_HEAD,
     STREAM,
     ask,
+    chunks,
     head,
     in_turn,
     is_refusal,
@@ -294,3 +299,59 @@ async def test_a_retry_keeps_the_clients_connection_in_order() -> None:
         await client.send(post(ASKED) * 2)
         for _ in range(2):
             assert (await client.read_answer()).body == ANSWER
+
+
+# Answers that are broken in the read that brings their head.
+BROKEN = {
+    "a broken chunk": SSE_HEAD + b"nonsense\r\n",
+    "a broken chunk after a good one": SSE_HEAD + chunks(EVENTS[0]) + b"nonsense\r\n",
+    "a broken chunk of JSON": head(OK, JSON, CHUNKED) + b"\xff\r\n",
+}
+
+
+@pytest.mark.parametrize("mode", BODIES)
+@pytest.mark.parametrize("name", BROKEN)
+async def test_answer_that_is_broken_in_its_first_read_is_asked_of_another_replica(
+    name: str, mode: str
+) -> None:
+    asked, expected = BODIES[mode]
+    log = io.StringIO()
+    bad, good = Origin([Send(BROKEN[name]), Stall()]), Origin([Send(streamed())])
+    if mode == "plain":
+        good = Origin([Send(sized())])
+    async with origins(bad, good, access=AccessLog(log)) as fleet:
+        heard = await ask(fleet, asked)
+        assert (heard.status, heard.complete, heard.body) == (200, True, expected)
+        assert heard.raw.count(b"HTTP/1.1 ") == 1
+        await until(lambda: bool(log.getvalue()))
+        assert heard.get("x-cortex-node") == json.loads(log.getvalue())["node"]
+        assert (len(bad.requests), len(good.requests)) == (1, 1)
+        assert await fleet.metric("cortexd_upstream_retries_total", reason="invalid") == 1
+        assert await fleet.metric("cortexd_upstream_requests_total", result="200") == 1
+
+
+@pytest.mark.parametrize("mode", BODIES)
+@pytest.mark.parametrize("name", BROKEN)
+async def test_answer_that_is_broken_in_its_first_read_is_a_502_without_another_replica(
+    name: str, mode: str
+) -> None:
+    log = io.StringIO()
+    script: Script = [Send(BROKEN[name]), Stall()]
+    async with staged(script, GOOD, access=AccessLog(log)) as stage, stage.client() as client:
+        heard = await client.ask(post(BODIES[mode][0]))
+        assert is_refusal(heard)
+        assert heard.get("content-type") == "application/json"
+        await until(lambda: bool(log.getvalue()))
+        line = json.loads(log.getvalue())
+        assert (line["status"], line["code"]) == (502, "upstream_failed")
+        # The connection goes on, and nothing of the broken answer is left on it.
+        assert (await client.ask(post(ASKED))).body == ANSWER
+
+
+async def test_error_that_breaks_off_while_it_is_read_leaves_nothing_behind() -> None:
+    """Short errors are read whole before any of them is passed on."""
+    error = sized(b'{"error": {"message": "no"}}', status="HTTP/1.1 400 No")
+    async with staged([Send(error[:-5]), Close()], GOOD) as stage, stage.client() as client:
+        heard = await client.ask(post(ASKED))
+        assert is_refusal(heard)
+        assert (await client.ask(post(ASKED))).body == ANSWER
