@@ -291,7 +291,7 @@ class _Flight:
         splice.start(
             head.status,
             head.reason,
-            client_lines(head.fields, is_event_stream=head.is_event_stream) + call.answer_lines,
+            client_lines(head.fields, call.answer_lines, is_event_stream=head.is_event_stream),
             # An event may have to be added: a length would leave no room for it.
             None if head.is_event_stream else head.length,
             is_sse=head.is_event_stream,

@@ -51,6 +51,8 @@ _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"set-cookie",
     b"x-request-id",
 }
+# Every answer of the gateway's may depend on the page that asks.
+VARY: Final = b"Vary: Origin\r\n"
 # Nothing on the way may hold an event back: neither a cache nor an nginx in front.
 UNBUFFERED: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _NOT_TO_CLIENT_OF_EVENTS: Final = _NOT_TO_CLIENT | {b"cache-control", b"x-accel-buffering"}
@@ -112,11 +114,18 @@ def is_json(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
-def client_lines(fields: Fields, *, is_event_stream: bool) -> bytes:
-    """What of the upstream's fields goes to the client, as lines."""
+def client_lines(fields: Fields, own: bytes = b"", *, is_event_stream: bool) -> bytes:
+    """What of the upstream's fields goes to the client, as lines, and then `own` ones.
+
+    `Vary: Origin` is there once, whoever says it.
+    """
     if is_event_stream:
-        return _lines(fields, _CLIENT_OF_EVENTS) + _UNBUFFERED
-    return _lines(fields, _CLIENT)
+        kept = _lines(fields, _CLIENT_OF_EVENTS) + _UNBUFFERED
+    else:
+        kept = _lines(fields, _CLIENT)
+    if b"ary: Origin\r\n" in kept:  # servers differ in how they spell the name
+        own = own.replace(VARY, b"")
+    return kept + own
 
 
 def lines(fields: Mapping[str, str]) -> bytes:

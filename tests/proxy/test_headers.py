@@ -124,3 +124,17 @@ def test_what_no_header_can_hold_is_percent_encoded() -> None:
     assert lines({"x-a": "Qwen/Qwen3-8B: ok", "x-b": "a\r\nEvil: 1\u202e"}) == (
         b"x-a: Qwen/Qwen3-8B: ok\r\nx-b: a%0D%0AEvil: 1%E2%80%AE\r\n"
     )
+
+
+@pytest.mark.parametrize("is_event_stream", [False, True])
+def test_an_answer_says_once_that_it_depends_on_the_page(is_event_stream: bool) -> None:
+    own = b"Server: cortexd\r\nVary: Origin\r\n"
+    for fields, count in (
+        ([(b"Vary", b"Accept")], 2),
+        ([(b"vary", b"Origin")], 1),
+        ([(b"Vary", b"Origin"), (b"X", b"y")], 1),
+    ):
+        lines = client_lines(fields, own, is_event_stream=is_event_stream)
+        assert lines.lower().count(b"vary: ") == count
+        assert lines.count(b"ary: Origin\r\n") == 1
+        assert lines.endswith(b"Server: cortexd\r\n" if count == 1 else own)
