@@ -46,7 +46,7 @@ class Loader:
 
     def reserve(self, model: str, placement: Placement) -> None:
         """Take the memory for it, before anybody else decides: now that it is placed."""
-        if not placement.victims and not placement.blockers:
+        if placement.has_room:
             self._reservations.begin(placement.node, model, placement.needs)
         elif not placement.blockers:
             self._reservations.claim(placement.node, model, placement.needs)
@@ -63,25 +63,33 @@ class Loader:
         none is made any more.
         """
         model, profile = entry.model, self._registry.snapshot.catalogue.profiles.get(entry.model)
-        if profile is not None and (placement.victims or placement.blockers):
+        if profile is not None and not placement.has_room:
             entry.happens(Event.NO_ROOM)
             placement = await self._room.make(profile, placement, moved, unasked=entry.is_unasked)
         node = placement.node
         entry.begins(self._registry.snapshot.nodes[node].epoch)
         log.info("loading %r on %s", model, node)
         self._events.tell("load_started", node=node, model=model)
-        try:
-            await self._load(model, placement)
-        except NodeError as error:
-            if profile is None or not _is_full(error):
-                raise
-            log.info("%s has no room for %r: %s", node, model, error)
-            if not entry.may_evict:
-                raise not_loaded(model) from error
-            if not await self._room.clear(profile, placement):
-                raise
+        has_waited = has_cleared = False
+        while True:
+            try:
+                return await self._load(model, placement)
+            except NodeError as error:
+                if not _is_full(error):
+                    raise
+                log.info("%s has no room for %r: %s", node, model, error.words)
+                if not entry.may_evict:
+                    raise not_loaded(model) from error
+                if not has_waited and self._reservations.was_just_unloaded(node):
+                    has_waited = True  # the memory may only not be there yet
+                elif profile is None or has_cleared:
+                    raise
+                elif await self._room.clear(profile, placement):
+                    has_waited, has_cleared = False, True
+                else:
+                    raise
+            await self._room.wait_freed(node)
             log.info("loading %r on %s once more", model, node)
-            await self._load(model, placement)
 
     async def _load(self, model: str, placement: Placement) -> None:
         node = placement.node

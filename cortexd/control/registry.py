@@ -340,6 +340,7 @@ class Registry:
                 del book[key]
         for footprint in [key for key in ledger.footprints if key.node == name]:
             del ledger.footprints[footprint]
+        ledger.freed.pop(name, None)
         self._sent.pop(name, None)
         self._state_log.forget(name)
 

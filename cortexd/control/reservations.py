@@ -1,7 +1,7 @@
 """Memory on the nodes that loads are going to take, and what models were seen to take.
 
-The only writer of `promises` and `footprints` in the ledger. What is free is `fleet.memory`'s to
-say; here is only kept what it reads.
+The only writer of `promises`, `freed` and `footprints` in the ledger. What is free is
+`fleet.memory`'s to say; here is only kept what it reads.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import msgspec
 from cortexd.control.registry import Registry
 from cortexd.control.turns import now
 from cortexd.fleet.assessment import glance
-from cortexd.fleet.memory import before, places, size, totals
+from cortexd.fleet.memory import before, places, reported_free, size, totals
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.promises import begun, freed, given_back, under_way
+from cortexd.fleet.promises import begun, freed, given_back, reported, under_way, unloaded
 from cortexd.fleet.snapshot import ANYWHERE, FootprintKey, Promise
 from cortexd.wire.neuron import LOADED, LOADING, RELOADING
 
+NOTICED_WITHIN: Final = 30.0  # seconds after an unload for its node to notice the memory
 NOISE: Final = 0.01  # a change of a footprint by this part of it is none
 
 
@@ -30,6 +31,7 @@ class Reservations:
     def __init__(self, registry: Registry, measured: Callable[[], None] | None = None) -> None:
         self._registry = registry
         self._measured = measured
+        self._unloaded: dict[str, float] = {}  # node → when the last unload there ended
         registry.watchers.append(self._observed)
 
     def claim(self, node: str, model: str, needs: Mapping[int, float]) -> None:
@@ -73,9 +75,42 @@ class Reservations:
     def unloading(self, node: str, model: str) -> Iterator[Callable[[], None]]:
         """Around an unload. What is given is to be called when the model has gone and its node has
         said so: the memory is there beside the loads that were under way all the time."""
-        promises = self._registry.ledger.promises
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        host, promises = snapshot.nodes[node], ledger.promises
         held, seen_by = self._held(node, model), under_way(promises, node)
-        yield lambda: promises.update(freed(promises, (node, model), held, seen_by))
+        free = reported_free(host, snapshot, ledger)
+        # What a load has taken so far nobody knows, so nothing of it is known to come back.
+        info = host.models.get(model)
+        coming = held if info is not None and info.status == LOADED else {}
+
+        def has_gone() -> None:
+            promises.update(freed(promises, (node, model), held, seen_by))
+            self._unloaded[node] = now()
+            if coming and node in self._registry.snapshot.nodes:
+                known = unloaded(ledger.freed.get(node), coming, free, now(), host.epoch)
+                ledger.freed[node] = known
+                self._look_for_freed(node)
+
+        yield has_gone
+
+    def was_just_unloaded(self, node: str) -> bool:
+        """Return whether an unload there is so recent that the node may not have noticed."""
+        ended = self._unloaded.get(node)
+        return node in self._registry.ledger.freed or (
+            ended is not None and now() - ended < NOTICED_WITHIN
+        )
+
+    def _look_for_freed(self, name: str) -> None:
+        """Take what the node reports as free off what is known to be coming there."""
+        snapshot, ledger = self._registry.snapshot, self._registry.ledger
+        if (known := ledger.freed.get(name)) is None:
+            return
+        node = snapshot.nodes[name]
+        left = reported(known, reported_free(node, snapshot, ledger), now(), node.epoch)
+        if left is None:
+            del ledger.freed[name]
+        else:
+            ledger.freed[name] = left
 
     def _held(self, node: str, model: str) -> dict[int, float]:
         """Device → MiB that a resident model holds, as far as is known."""
@@ -88,6 +123,7 @@ class Reservations:
         return {device: mb / len(devices) for device in devices} if mb and devices else {}
 
     def _observed(self, name: str, seen: Observation) -> None:
+        self._look_for_freed(name)
         if seen.models is None:
             return
         promises = self._registry.ledger.promises

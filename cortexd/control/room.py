@@ -64,11 +64,13 @@ class Room:
         """
         wait = _Wait(self._registry, self._reservations, self._insisting, profile.id)
         try:
-            while placement.victims or placement.blockers:
+            while not placement.has_room:
                 if wait.node != placement.node:
                     moved(placement.node)
                 wait.goes_on(placement)
-                if placement.blockers:
+                if placement.awaits_memory:
+                    await self._report_of(placement.node)
+                elif placement.blockers:
                     await self._wait_a_moment()
                 else:
                     await self._unload(placement, profile.id)
@@ -94,6 +96,12 @@ class Room:
                 end = await self._unloads.unload(node.name, resident.model, "room", words)
                 has_gone = has_gone or end is None
         return has_gone
+
+    async def wait_freed(self, node: str) -> None:
+        """Wait for the next report of a node, and for all memory that is known to be coming."""
+        await self._report_of(node)
+        while node in self._registry.ledger.freed:
+            await self._report_of(node)
 
     async def _unload(self, placement: Placement, model: str) -> None:
         node, need = placement.node, sum(placement.needs.values())

@@ -11,7 +11,7 @@ import msgspec
 
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.loadable import has_file, no_file_reason
-from cortexd.fleet.memory import footprint, free, headroom, totals
+from cortexd.fleet.memory import footprint, free, headroom, totals, with_freed
 from cortexd.fleet.residents import may_displace, residents, stays
 from cortexd.fleet.room import gains, make_room
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
@@ -28,7 +28,8 @@ class Assessment(msgspec.Struct, frozen=True):
     has_file: the node says that it has the model's file; False: it does not say.
     free: device → MiB for new loads. share: MiB that the model takes on each of its devices; None:
     unknown.
-    devices: the best ones for it, ascending. fits: there is room on them now.
+    devices: the best ones for it, ascending. fits: there is room on them now. fits_soon: there is
+    once the node has reported the memory of what was unloaded there.
     victims: idle models that must go first. blockers: those that stand in the way as well and only
     need time. is_stubborn: one of these did not come to an end a moment ago, though it got nothing
     new. last_use: the latest of theirs, monotonic.
@@ -44,6 +45,7 @@ class Assessment(msgspec.Struct, frozen=True):
     share: float | None = None
     devices: tuple[int, ...] = ()
     fits: bool = False
+    fits_soon: bool = False
     victims: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
     is_stubborn: bool = False
@@ -108,7 +110,7 @@ def assess(
 ) -> Assessment:
     """What `place` thinks of one node of the snapshot; of one that backs off, too."""
     seen = glance(profile, node, snapshot, ledger, now)
-    if seen.infeasible is not None or seen.absent is not None or seen.fits:
+    if seen.infeasible is not None or seen.absent is not None or seen.fits or seen.fits_soon:
         return seen
     room = cleared(seen, profile, snapshot, ledger, now, unasked=unasked)
     if room is None:
@@ -136,6 +138,12 @@ def glance(
     left = free(node, snapshot, ledger, besides=profile.id)
     # Those with most memory free are the best set, if any set has room.
     chosen = sorted(fitting, key=left.__getitem__, reverse=True)[: profile.min_devices]
+    fits, fits_soon = share is None or left[chosen[-1]] >= share, False
+    if share is not None and not fits and node.name in ledger.freed:
+        there = with_freed(headroom(node, snapshot, ledger, besides=profile.id), node, ledger)
+        soon = sorted(fitting, key=there.__getitem__, reverse=True)[: profile.min_devices]
+        if there[soon[-1]] >= share:
+            chosen, fits_soon = soon, True
     return Assessment(
         node.name,
         failure=failed if failed is not None and failed.until > now else None,
@@ -143,7 +151,8 @@ def glance(
         free=left,
         share=share,
         devices=tuple(sorted(chosen)),
-        fits=share is None or left[chosen[-1]] >= share,
+        fits=fits,
+        fits_soon=fits_soon,
     )
 
 
@@ -162,7 +171,8 @@ def cleared(
     willing = [one for one in people if may_displace(profile, one)]
     if not willing:
         return None
-    left, there = headroom(node, snapshot, ledger, besides=profile.id), totals(node.hardware)
+    left = with_freed(headroom(node, snapshot, ledger, besides=profile.id), node, ledger)
+    there = totals(node.hardware)
     limits = {index: mb - node.reserve_mb for index, mb in there.items()}
     returns = gains(people, left, limits)
     floor = device_floor(profile)

@@ -111,6 +111,8 @@ def _told(
             words = f"It would be loaded on {placement.node}, {on}"
             if placement.victims:
                 words += f", after {_names(placement.victims)} {_is(placement.victims)} unloaded"
+            if placement.awaits_memory:
+                words += ", as soon as the memory of what was unloaded there is reported"
             if placement.blockers:
                 words += f"; that waits for {_names(placement.blockers)} to be no longer needed"
             return "load", placement.node, None, words + "."
@@ -225,6 +227,11 @@ def _room(seen: Assessment, verdict: Verdict) -> list[str]:
         said.append(f"no room: {seen.crowded}")
     elif seen.share is None:
         said.append(f"what it takes is not known (set vram_mb); {left} on {on}")
+    elif seen.fits_soon:
+        said.append(
+            "has room once the memory of what was unloaded there is reported: "
+            f"{seen.share:.0f} MiB needed on {on}, {left}"
+        )
     elif seen.fits:
         said.append(f"has room: {seen.share:.0f} MiB needed on {on}, {left}")
     else:

@@ -49,12 +49,20 @@ def headroom(
     return left
 
 
+def with_freed(left: Mapping[int, float], node: Node, ledger: Ledger) -> dict[int, float]:
+    """As `left`, once the node has reported the memory of what was unloaded there."""
+    coming = ledger.freed.get(node.name) if ledger.freed else None
+    if coming is None:
+        return dict(left)
+    return {index: mb + coming.left.get(index, 0.0) for index, mb in left.items()}
+
+
 def before(
     node: Node, snapshot: Snapshot, ledger: Ledger, *, besides: str | None = None
 ) -> dict[int, float]:
     """What is there for a load that begins now, as `Promise.before` wants it: the promises of loads
     that have not begun are not taken off."""
-    left = _reported(node, snapshot, ledger)
+    left = reported_free(node, snapshot, ledger)
     if node.reserve_mb:
         left = {index: max(0.0, mb - node.reserve_mb) for index, mb in left.items()}
     for (name, model), promise in ledger.promises.items():
@@ -95,8 +103,9 @@ def places(indices: Iterable[int] | None, there: Mapping[int, float]) -> tuple[i
     return tuple(sorted(there.keys() & (indices or ()) or there))
 
 
-def _reported(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float]:
-    """What is free by the node's gauges; where it has none, what its models leave."""
+def reported_free(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float]:
+    """Device index → MiB that are free by the node's gauges; where it has none, what its models
+    leave."""
     left = totals(node.hardware)
     silent = set(left)
     for gauge in (node.health and node.health.devices) or ():

@@ -15,6 +15,7 @@ import msgspec
 
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.assessment import Assessment, cleared, crowd, fitting_devices, glance
+from cortexd.fleet.memory import with_freed
 from cortexd.fleet.residents import at_a_glance
 from cortexd.fleet.snapshot import Failure, Ledger, Node, Snapshot
 from cortexd.wire.neuron import Discovery, LoadRequest
@@ -31,6 +32,7 @@ class Placement(msgspec.Struct, frozen=True):
 
     needs: device → MiB that the model will take there, as far as is known.
     victims: idle models that must go first. blockers: busy ones that stand in the way as well.
+    awaits_memory: there is room once the node has reported the memory of what was unloaded there.
     """
 
     node: str
@@ -38,6 +40,12 @@ class Placement(msgspec.Struct, frozen=True):
     needs: Mapping[int, float] = {}
     victims: tuple[str, ...] = ()
     blockers: tuple[str, ...] = ()
+    awaits_memory: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the load can begin at once."""
+        return not (self.victims or self.blockers or self.awaits_memory)
 
 
 class NoPlacement(msgspec.Struct, frozen=True):
@@ -89,7 +97,8 @@ def place(
     """Choose the node and the devices for a load, and who has to leave first. `now` is monotonic.
 
     Where there is room comes first: earlier in `pinned_on`, then nodes that say that they have its
-    file before those that do not say, then most memory free, then by name.
+    file before those that do not say, then most memory free, then by name. After these, in the same
+    order, nodes where memory is coming that is enough.
     Only when no node has room: again those that say so, then earlier in `pinned_on`, then where the
     fewest have to leave, those that were used least recently. Who works, or has only just come, is
     asked last, and after them who went on working when that was tried.
@@ -100,6 +109,7 @@ def place(
     """
     nothing = NoPlacement({}, {}, {})
     fitting: list[Assessment] = []
+    soon: list[Assessment] = []
     full: list[Assessment] = []
     for node in _candidates(profile, snapshot):
         if node.name in avoid:
@@ -114,10 +124,10 @@ def place(
         elif seen.failure is not None:
             nothing.failures[node.name] = seen.failure
         else:
-            (fitting if seen.fits else full).append(seen)
+            (fitting if seen.fits else soon if seen.fits_soon else full).append(seen)
     rank = _rank(profile)
     best = min(
-        fitting,
+        fitting or soon,
         key=lambda seen: (rank(seen.node), not seen.has_file, -seen.free_mb, seen.node),
         default=None,
     )
@@ -129,7 +139,9 @@ def place(
             nothing.crowded[seen.node] = words
         return nothing
     spec = load_request(profile, snapshot.nodes[best.node].hardware, best.devices)
-    return Placement(best.node, spec, best.needs, best.victims, best.blockers)
+    return Placement(
+        best.node, spec, best.needs, best.victims, best.blockers, awaits_memory=best.fits_soon
+    )
 
 
 def _least_loss(
@@ -184,13 +196,16 @@ def _at_least(
     not be enough."""
     node, share = snapshot.nodes[seen.node], seen.share or 0.0
     idle, others = at_a_glance(profile, node, classes, snapshot, ledger, now, unasked=unasked)
-    short = [share - seen.free[index] for index in seen.devices if seen.free[index] < share]
+    free = [seen.free[index] for index in seen.devices]
+    if node.name in ledger.freed:  # other devices may be the best ones by then
+        free = sorted(with_freed(seen.free, node, ledger).values())[-profile.min_devices :]
+    short = [share - mb for mb in free if mb < share]
     missing = sum(short) * ROUNDED
     for waits in (False,) if unasked else (False, True):
         if not (some := idle + others if waits else idle):
             continue
         uses, sizes, widths = zip(*some, strict=True)
-        count = math.ceil(max(missing / max(sizes), len(short) / max(widths)))
+        count = max(1, math.ceil(max(missing / max(sizes), len(short) / max(widths))))
         if sum(sizes) >= missing and len(some) >= count:
             last_use = sorted(uses)[count - 1]
             rank_here = rank(seen.node)

@@ -9,12 +9,17 @@ there have ended, and would send away still more.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
-from cortexd.fleet.snapshot import Promise
+from cortexd.fleet.snapshot import FreedMemory, Promise
 
 Key = tuple[str, str]  # (node, model), as in the ledger
+
+ROUNDED_OFF: Final = 0.1  # of a model's memory: what its node said that it held is an estimate
+NEVER_REPORTED: Final = 300.0  # seconds after an unload: its memory is not coming
+PARTLY_REPORTED: Final = 30.0  # seconds after the last of it: the rest is not coming
 
 
 def begun(
@@ -58,6 +63,50 @@ def freed(
     """
     there = {key: promise for key, promise in promises.items() if key in seen_by}
     return _shifted(there, gone, devices, 1.0)
+
+
+def unloaded(
+    known: FreedMemory | None,
+    devices: Mapping[int, float],
+    before: Mapping[int, float],
+    now: float,
+    epoch: int,
+) -> FreedMemory:
+    """What a node has yet to report after one more unload. devices: index → MiB that the model
+    held; before: index → MiB that were reported free before the unload."""
+    if known is None or known.epoch != epoch:
+        return FreedMemory(devices, before, devices, now, epoch=epoch)
+    both = {
+        index: known.devices.get(index, 0.0) + devices.get(index, 0.0)
+        for index in {*known.devices, *devices}
+    }
+    return msgspec.structs.replace(
+        known,
+        devices=both,
+        before={**before, **known.before},
+        left={index: known.left.get(index, 0.0) + devices.get(index, 0.0) for index in both},
+        unloaded=now,
+    )
+
+
+def reported(
+    known: FreedMemory, free: Mapping[int, float], now: float, epoch: int
+) -> FreedMemory | None:
+    """What a node has yet to report after a report of so many free MiB; None: nothing is known to
+    be coming any more. A load that takes memory meanwhile hides some of it, but not for long."""
+    left = {
+        index: max(0.0, mb - max(0.0, free.get(index, 0.0) - known.before.get(index, 0.0)))
+        for index, mb in known.devices.items()
+    }
+    risen = now if sum(left.values()) < sum(known.left.values()) else known.risen
+    if (
+        epoch != known.epoch
+        or all(left[index] <= ROUNDED_OFF * mb for index, mb in known.devices.items())
+        or now - known.unloaded > NEVER_REPORTED
+        or (risen is not None and now - max(risen, known.unloaded) > PARTLY_REPORTED)
+    ):
+        return None
+    return msgspec.structs.replace(known, left=left, risen=risen)
 
 
 def _shifted(

@@ -159,6 +159,23 @@ class Promise(msgspec.Struct, frozen=True):
     ended: float | None = None
 
 
+class FreedMemory(msgspec.Struct, frozen=True):
+    """Memory of models that were unloaded from a node, as long as the node has not reported it.
+
+    devices: index → MiB that they held. before: index → MiB that were reported free before the
+    first unload. left: index → MiB of it that are not reported yet.
+    unloaded: when the last unload ended; risen: when a report last showed more of it; monotonic.
+    epoch: of the node.
+    """
+
+    devices: Mapping[int, float]
+    before: Mapping[int, float]
+    left: Mapping[int, float]
+    unloaded: float
+    risen: float | None = None
+    epoch: int = 0
+
+
 class Fault(msgspec.Struct, frozen=True):
     """Requests that a replica failed lately.
 
@@ -203,6 +220,7 @@ class Ledger:
     to within a second; load_seconds: of its last load.
     gates: model → the nodes where it is being unloaded: nothing new is sent there meanwhile.
     unloadable: why a node can't load the model, in its words, until its files or it is another one.
+    freed: node → memory that is known to be coming there.
     """
 
     in_flight: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -221,6 +239,7 @@ class Ledger:
     answered: dict[tuple[str, str], float] = field(default_factory=dict)
     load_seconds: dict[tuple[str, str], float] = field(default_factory=dict)
     unloadable: dict[tuple[str, str], str] = field(default_factory=dict)
+    freed: dict[str, FreedMemory] = field(default_factory=dict)
 
     def is_gated(self, node: str, model: str) -> bool:
         """Whether nothing new is sent there, since it is on its way out."""

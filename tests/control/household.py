@@ -55,7 +55,8 @@ POLL = 2.0  # seconds
 class Machine:
     """A GPU host. vram: MiB of each device. sizes: what models truly take, in all; what is not here
     takes its profile's word. strangers: requests that came past the gateway, by model. slots: how
-    many requests each model takes at once, as the machine reports it."""
+    many requests each model takes at once, as the machine reports it. reports_late: seconds after
+    an unload until its gauges show the memory; frees_late: until it is free."""
 
     name: str
     vram: tuple[int, ...] = (24000,)
@@ -65,6 +66,8 @@ class Machine:
     strangers: dict[str, int] = field(default_factory=dict)
     refuses: dict[str, NodeError] = field(default_factory=dict)
     slots: int | None = None
+    reports_late: float = 0.0
+    frees_late: float = 0.0
     is_up: bool = True
 
 
@@ -76,15 +79,22 @@ class Host:
         self.machine = machine
         self.resident: dict[str, dict[int, int]] = {}  # model → device → MiB
         self.coming: dict[str, dict[int, int]] = {}
+        self.leaving: list[tuple[float, dict[int, int]]] = []  # when it was unloaded, what it held
         self.begun = now()
 
     @property
     def name(self) -> str:
         return self.machine.name
 
-    def used(self, device: int) -> int:
-        everything = [*self.resident.values(), *self.coming.values()]
+    def used(self, device: int, late: float | None = None) -> int:
+        late = self.machine.frees_late if late is None else late
+        left = [taken for at, taken in self.leaving if now() < at + late]
+        everything = [*self.resident.values(), *self.coming.values(), *left]
         return sum(taken.get(device, 0) for taken in everything)
+
+    def shown(self, device: int) -> int:
+        """MiB that are used, as the machine reports."""
+        return self.used(device, max(self.machine.frees_late, self.machine.reports_late))
 
     async def load(self, request: LoadRequest) -> str:
         model, house = request.model_id, self.house
@@ -117,7 +127,7 @@ class Host:
         await asyncio.sleep(self.machine.unload_takes)
         if self.house.serving(self.name, model):
             self.house.wrong.append(f"{model} works on {self.name} while it is unloaded")
-        del self.resident[model]
+        self.leaving.append((now(), self.resident.pop(model)))
         return UNLOADED
 
     async def endpoint(self, model: str, timeout: float) -> str:
@@ -135,7 +145,7 @@ class Host:
         ]
         models += [Model(model, LOADING) for model in self.coming]
         devices = [
-            DeviceHealth(i, vram_used_mb=self.used(i), vram_free_mb=total - self.used(i))
+            DeviceHealth(i, vram_used_mb=self.shown(i), vram_free_mb=total - self.shown(i))
             for i, total in enumerate(self.machine.vram)
         ]
         loads = [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cortexd.config.catalogue import Profile
 from cortexd.fleet.explain import Explanation, Verdict, explain
 from cortexd.fleet.routing import Lazy, Load, Query, Refuse, Serve, Wait, decide
-from cortexd.fleet.snapshot import Failure, Fault, Ledger, Node, Promise
+from cortexd.fleet.snapshot import Failure, Fault, FreedMemory, Ledger, Node, Promise
 from cortexd.wire.neuron import STATUSES, DeviceHealth, Health, Model
 from tests.fleet.fleet import BROKEN, fleet, node
 
@@ -168,6 +168,20 @@ def test_a_node_with_room_says_how_much_and_where() -> None:
     assert (one.fits, one.devices, one.needs_mb) == (True, [1], 18000)
     assert one.free_mb == {0: 1000.0, 1: 24000.0}
     assert one.words == "has room: 18000 MiB needed on device 1, 24000 MiB free"
+
+
+def test_memory_that_is_coming_is_said() -> None:
+    full = node("a", {"old": Model("old", "loaded", vram_used_mb=2000)}, free=(4000,))
+    coming = FreedMemory({0: 16000.0}, {0: 4000.0}, {0: 16000.0}, NOW)
+    said = told(full, models=(LARGE,), ledger=Ledger(freed={"a": coming}))
+    assert said.words == (
+        "It would be loaded on a, device 0, as soon as the memory of what was unloaded there is "
+        "reported."
+    )
+    assert said.nodes[0].words == (
+        "has room once the memory of what was unloaded there is reported: 18000 MiB needed on "
+        "device 0, 4000 MiB free"
+    )
 
 
 def test_a_node_of_several_devices_names_them_all() -> None:

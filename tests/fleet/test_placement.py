@@ -16,6 +16,7 @@ from cortexd.fleet.room import gains
 from cortexd.fleet.snapshot import (
     Failure,
     FootprintKey,
+    FreedMemory,
     Ledger,
     Node,
     Policy,
@@ -92,6 +93,46 @@ def test_room_is_made_where_the_file_is_before_where_it_may_not_be() -> None:
     has = full("b", "x", "y", discovery=HAS)
     assert placed(fleet(full("a", "z"), has), ledger=ledger).node == "b"
     assert placed(fleet(full("a", "z"), has, full("c", "v")), ledger=ledger).node == "b"
+
+
+# Memory that is known to be coming.
+
+
+def coming(mb: float, *devices: int) -> FreedMemory:
+    held = dict.fromkeys(devices or (0,), mb)
+    return FreedMemory(held, dict.fromkeys(held, 0.0), held, NOW)
+
+
+def test_memory_that_is_coming_is_waited_for_before_anything_is_evicted() -> None:
+    ledger = Ledger(freed={"a": coming(6000)})
+    found = placed(fleet(full("a", "x"), full("b", "y")), ledger=ledger)
+    assert (found.node, found.victims, found.awaits_memory) == ("a", (), True)
+    assert not found.has_room
+    found = placed(fleet(full("a", "x"), node("b", free=(9000,))), ledger=ledger)
+    assert (found.node, found.has_room) == ("b", True)
+
+
+def test_memory_that_is_coming_is_no_more_than_once_for_one_model() -> None:
+    ledger = Ledger(
+        freed={"a": coming(6000)}, promises={("a", "other"): Promise({0: 9000.0}, None)}
+    )
+    found = placed(fleet(full("a", "x")), ledger=ledger)
+    assert (found.victims, found.awaits_memory) == (("x",), False)
+
+
+def test_with_memory_that_is_coming_fewer_have_to_leave() -> None:
+    snapshot = fleet(full("a", "x", "y", "z", mb=21000))
+    ledger = Ledger(last_access={("a", "x"): NOW - 30}, freed={"a": coming(5000)})
+    assert len(placed(snapshot, Profile("m", vram_mb=14000), ledger).victims) == 1
+    ledger.freed.clear()
+    assert len(placed(snapshot, Profile("m", vram_mb=14000), ledger).victims) == 2
+
+
+def test_memory_that_is_coming_counts_device_by_device() -> None:
+    two = node("a", {"x": held(40000, 0, 1)}, gpus=(24000, 24000), free=(4000, 4000))
+    ledger = Ledger(freed={"a": coming(20000, 1)})
+    found = placed(fleet(two), ledger=ledger)
+    assert (found.spec.devices, found.awaits_memory) == ([1], True)
 
 
 # Where there is room.

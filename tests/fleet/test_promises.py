@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cortexd.fleet.memory import before
-from cortexd.fleet.promises import begun, freed, given_back, under_way
-from cortexd.fleet.snapshot import Ledger, Node, Promise
+from cortexd.fleet.promises import (
+    NEVER_REPORTED,
+    PARTLY_REPORTED,
+    begun,
+    freed,
+    given_back,
+    reported,
+    under_way,
+    unloaded,
+)
+from cortexd.fleet.snapshot import FreedMemory, Ledger, Node, Promise
 from cortexd.wire.neuron import DeviceHealth, Health
 from tests.fleet.fleet import fleet, node
 
@@ -89,3 +99,54 @@ def test_however_loads_overlap_nothing_is_promised_twice(
                 ledger.promises.update(begun(ledger.promises, key, {0: need}, there))
                 taken[name] = 0.0
         assert need * len(taken) + sum(done.values()) <= 32_000
+
+
+def freed_by(*unloads: dict[int, float]) -> FreedMemory:
+    known: FreedMemory | None = None
+    for at, devices in enumerate(unloads):
+        known = unloaded(known, devices, {0: 2000.0, 1: 2000.0}, float(at), 0)
+    assert known is not None
+    return known
+
+
+def test_memory_is_coming_until_it_is_reported() -> None:
+    known = freed_by({0: 10000.0})
+    assert known.left == {0: 10000.0}
+    same = reported(known, {0: 2000.0}, 100.0, 0)
+    assert same is not None
+    assert same.left == {0: 10000.0}
+    part = reported(same, {0: 8000.0}, 102.0, 0)
+    assert part is not None
+    assert (part.left, part.risen) == ({0: 4000.0}, 102.0)
+    assert reported(part, {0: 11500.0}, 104.0, 0) is None
+
+
+def test_two_unloads_come_one_after_the_other() -> None:
+    known = freed_by({0: 10000.0}, {0: 8000.0, 1: 4000.0})
+    assert known.left == {0: 18000.0, 1: 4000.0}
+    part = reported(known, {0: 12000.0, 1: 2000.0}, 5.0, 0)
+    assert part is not None
+    assert part.left == {0: 8000.0, 1: 4000.0}
+    assert reported(part, {0: 20000.0, 1: 6000.0}, 9.0, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("free", "at", "epoch"),
+    [
+        ({0: 2000.0}, NEVER_REPORTED + 1, 0),
+        ({0: 6000.0}, PARTLY_REPORTED + 6, 0),
+        ({0: 2000.0}, 1.0, 1),
+    ],
+    ids=["never", "only a part", "the node restarted"],
+)
+def test_memory_that_does_not_come_is_not_waited_for_for_ever(
+    free: dict[int, float], at: float, epoch: int
+) -> None:
+    known = reported(freed_by({0: 10000.0}), free, 5.0, 0)
+    assert known is not None
+    assert reported(known, free, at, epoch) is None
+
+
+def test_an_unload_after_a_restart_begins_anew() -> None:
+    again = unloaded(freed_by({0: 10000.0}), {0: 500.0}, {0: 9000.0}, 3.0, 1)
+    assert (again.left, again.before, again.epoch) == ({0: 500.0}, {0: 9000.0}, 1)
