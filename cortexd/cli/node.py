@@ -43,6 +43,11 @@ def _add_add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--token-file", metavar="FILE", help="a file with its bearer token, seen from here"
     )
     parser.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        help="certificates to trust for it besides the system's, seen from here",
+    )
+    parser.add_argument(
         "--weight",
         type=float,
         help="its share of the work in proportion to the others (default: 1)",
@@ -90,6 +95,8 @@ def add(args: argparse.Namespace) -> int:
     neuron |= {"weight": args.weight} if args.weight is not None else {}
     if args.token_file is not None:
         neuron["token_file"] = _seen_from(path, user_path(args.token_file))
+    if args.ca_file is not None:
+        neuron["ca_file"] = _seen_from(path, user_path(args.ca_file))
     found = ""
 
     def probe(config: gateway.Config) -> None:

@@ -106,11 +106,14 @@ class Pool:
 
         Raises UpstreamFault (refused, unreachable, own).
         """
+        missing = f"address of {origin.host}"
         try:
             async with asyncio.timeout(timeout):
-                connection = await self._dial(origin)
+                addresses = await self._resolver.addresses(origin.host, origin.port)
+                missing = "connection"
+                connection = await self._dial(origin, addresses)
         except TimeoutError as error:
-            raise UpstreamFault("unreachable", f"no connection within {timeout:g} s") from error
+            raise UpstreamFault("unreachable", f"no {missing} within {timeout:g} s") from error
         except (OSError, ValueError) as error:  # ValueError: no name that could be looked up
             words = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise UpstreamFault("refused", f"can't connect to {origin.netloc}: {words}") from error
@@ -153,9 +156,8 @@ class Pool:
         self._idle.clear()
         self._sweeper.forget(self)
 
-    async def _dial(self, origin: Origin) -> Connection:
+    async def _dial(self, origin: Origin, found: Sequence[tuple[str, int]]) -> Connection:
         """Connect to the first address that takes it (Happy Eyeballs, RFC 8305)."""
-        found = await self._resolver.addresses(origin.host, origin.port)
         addresses = [address for address in found if not self._is_own(*address)]
         if not addresses:
             raise UpstreamFault("own", f"{origin.netloc} is an address of this gateway itself")

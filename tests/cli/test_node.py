@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.cli.commands import cortexd
 from tests.fakes import FakeNeuron
@@ -84,6 +86,24 @@ async def test_token_is_asked_for_and_a_wrong_one_is_named(config: Path, tmp_pat
         status, _, _ = await node(config, *add, "--token-file", "right")
     assert status == 0
     assert 'token_file = "right"\n' in content(config)
+
+
+async def test_node_with_a_certificate_of_its_own_authority_needs_a_ca_file(
+    config: Path, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "b.pem")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    async with FakeNeuron({"m": "loaded"}, tls=server).running() as neuron:
+        status, _, err = await node(config, "add", "b", neuron.url)
+        assert status == 1
+        assert "its certificate is not accepted" in err
+        assert "set ca_file" in err
+        status, out, _ = await node(config, "add", "b", neuron.url, "--ca-file", "b.pem")
+    assert status == 0
+    assert "it has 1 device and 1 model" in out
+    assert 'ca_file = "b.pem"\n' in content(config)
 
 
 async def test_token_file_is_relative_to_where_the_user_stands(

@@ -154,6 +154,19 @@ async def test_refusal_by_every_address_is_one_reason() -> None:
     assert str(fault.value).endswith(": Connection refused")
 
 
+async def test_lookup_that_takes_too_long_is_told_from_a_connection_that_does() -> None:
+    async def silent(name: str) -> list[Address]:
+        await asyncio.Event().wait()
+        return []
+
+    resolver = Resolver(ask_system=silent)
+    pool = Pool(resolver, Sweeper())
+    with pytest.raises(UpstreamFault, match=r"no address of beast within 0\.05 s") as fault:
+        await pool.connect(Origin("beast", 80, False, "beast"), 0.05)
+    assert fault.value.what == "unreachable"
+    await resolver.close()
+
+
 async def test_a_name_that_is_none_is_a_refusal() -> None:
     pool = Pool(Resolver(), Sweeper())
     with pytest.raises(UpstreamFault) as fault:
