@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -14,12 +13,14 @@ MAX_EVENT: Final = 64 * 1024
 BOUNDARY: Final = re.compile(rb"\r?\n\r?\n")
 
 
-class _Chunk(msgspec.Struct):
-    choices: list[Any]
-    usage: dict[str, Any] | None = None
-
-
-_decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_decode_chunk: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+# What every chunk of a stream has, and what says nothing.
+_COMMON: Final = frozenset(
+    {"id", "object", "created", "model", "system_fingerprint", "service_tier", "choices", "usage"}
+)
+_NULL: Final = b"null"
+_EMPTY_DELTA: Final = msgspec.Raw(b'[{"index":0,"delta":{},"finish_reason":null}]')
+_EMPTY_TEXT: Final = msgspec.Raw(b'[{"index":0,"text":"","logprobs":null,"finish_reason":null}]')
 
 
 def event(name: str, data: bytes) -> bytes:
@@ -56,9 +57,12 @@ def after(tail: bytes, event: bytes, *, is_whole: bool) -> bytes:
 
 
 class UsageRemover:
-    """Takes out the event that carries nothing but usage, which the client did not ask for.
+    """Takes out the usage that the client did not ask for, where it has an event of its own.
 
-    taken: that event, once it has come.
+    What else that event carries (llama.cpp's `timings`) is passed on, with an empty choice: who
+    did not ask for usage expects one in every chunk.
+
+    taken: that event as it came.
     """
 
     def __init__(self) -> None:
@@ -74,10 +78,11 @@ class UsageRemover:
         for boundary in BOUNDARY.finditer(text, max(0, len(self._rest) - 3)):
             event = text[at : boundary.end()]
             at = boundary.end()
-            if _is_usage_alone(event):
+            rest = _without_usage(event)
+            if rest is not event:
                 self.taken = event
-            else:
-                done.append(event)
+            if rest:
+                done.append(rest)
         self._rest = text[at:]
         if len(self._rest) > MAX_EVENT:
             done.append(self.rest())
@@ -89,10 +94,21 @@ class UsageRemover:
         return rest
 
 
-def _is_usage_alone(event: bytes) -> bool:
+def _without_usage(event: bytes) -> bytes:
+    """Return the event itself where its usage does not stand alone, else what is left of it."""
     if not event.startswith(b"data:") or b'"usage"' not in event:
-        return False
-    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return event
+    try:
         chunk = _decode_chunk(event[5:])
-        return not chunk.choices and chunk.usage is not None
-    return False
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return event
+    if bytes(chunk.get("choices", b"")).strip(b"[] \t\r\n") or "choices" not in chunk:
+        return event
+    if not bytes(chunk.get("usage", b"")).startswith(b"{"):
+        return event
+    if all(name in _COMMON or bytes(value) == _NULL for name, value in chunk.items()):
+        return b""
+    del chunk["usage"]
+    is_text = bytes(chunk.get("object", b"")) == b'"text_completion"'
+    chunk["choices"] = _EMPTY_TEXT if is_text else _EMPTY_DELTA
+    return b"data: %b\n\n" % msgspec.json.encode(chunk)

@@ -29,7 +29,10 @@ class _Details(msgspec.Struct):
 
 
 class _Counts(msgspec.Struct):
-    """OpenAI's and Anthropic's spellings of the same counts."""
+    """OpenAI's and Anthropic's spellings of the same counts.
+
+    Anthropic's `input_tokens` are those that the cache neither held nor took.
+    """
 
     prompt_tokens: _Count | None = None
     completion_tokens: _Count | None = None
@@ -38,6 +41,7 @@ class _Counts(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
     input_tokens_details: _Details | None = None
     cache_read_input_tokens: _Count | None = None
+    cache_creation_input_tokens: _Count | None = None
 
 
 class _Timings(msgspec.Struct):
@@ -60,6 +64,7 @@ class _Event(_Answer):
 
     response: _Inner | None = None
     message: _Inner | None = None
+    type: str | None = None
 
 
 _decode_answer = msgspec.json.Decoder(_Answer).decode
@@ -104,13 +109,17 @@ def from_stream(tail: bytes, head: bytes = b"") -> Usage | None:
 
     Anthropic splits them over two events: the prompt's stand in `message_start`, at the very
     beginning (`head`, or `tail` when that is all), the completion's in `message_delta`, at the end.
+    Some engines repeat the prompt's there, as 0 or in part: the larger number counts.
     """
     timings: Usage | None = None
     for event in _events(tail):
         for holder in (event, event.response, event.message):
             if holder and holder.usage and (found := _usage(holder.usage)):
-                if holder.usage.input_tokens is None and holder.usage.prompt_tokens is None:
-                    return _joined(found, head or tail)
+                counts = holder.usage
+                if counts.prompt_tokens is None and (
+                    event.type == "message_delta" or counts.input_tokens is None
+                ):
+                    return _joined(found, counts, head or tail)
                 return found
         if timings is None and event.timings:
             timings = _usage(event.timings)
@@ -129,12 +138,14 @@ def _events(text: bytes) -> Iterator[_Event]:
                 yield _decode_event(line[5:])
 
 
-def _joined(end: Usage, head: bytes) -> Usage | None:
-    """`end` has no prompt count: it must stand in the first event, or the counts are unknown."""
+def _joined(end: Usage, counts: _Counts, head: bytes) -> Usage | None:
+    """`end` may have no prompt count: then it must stand in the first event, or it is unknown."""
     for event in _events(head):
         if event.message and event.message.usage and (start := _usage(event.message.usage)):
-            return Usage(start.prompt, end.completion, end.cached or start.cached)
-    return None
+            return Usage(
+                max(start.prompt, end.prompt), end.completion, max(start.cached, end.cached)
+            )
+    return None if counts.input_tokens is None else end
 
 
 def _usage(counts: _Counts | _Timings) -> Usage | None:
@@ -150,7 +161,10 @@ def _usage(counts: _Counts | _Timings) -> Usage | None:
     if prompt is None and completion is None:
         return None
     details = counts.prompt_tokens_details or counts.input_tokens_details
-    cached = (details and details.cached_tokens) or counts.cache_read_input_tokens or 0
+    read, created = counts.cache_read_input_tokens or 0, counts.cache_creation_input_tokens or 0
+    if counts.prompt_tokens is None and details is None:
+        prompt = (prompt or 0) + read + created
+    cached = (details and details.cached_tokens) or read
     return Usage(prompt or 0, completion or 0, cached)
 
 

@@ -101,3 +101,23 @@ async def test_text_that_is_not_utf_8_passes_as_it_is() -> None:
     async with staged([Send(streamed(text, USAGE, DONE))], config=on()) as stage:
         heard = await stage.ask(ASKED)
         assert (heard.complete, heard.body) == (True, text + DONE)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_timings_of_llama_cpp_are_kept_when_usage_is_taken_out(path: str) -> None:
+    kind = "text_completion" if path == COMPLETIONS else "chat.completion.chunk"
+    timings = {"prompt_n": 7, "predicted_n": 2, "predicted_ms": 12.5}
+    last = json.loads(USAGE[6:]) | {"object": kind, "timings": timings}
+    sent = b"data: %b\n\n" % json.dumps(last).encode()
+    async with staged([Send(streamed(TEXT, sent, DONE))], config=on()) as stage:
+        heard = await stage.ask(ASKED, path=path)
+        text, left, done = heard.body.split(b"\n\n")[:-1]
+        assert (text + b"\n\n", done + b"\n\n") == (TEXT, DONE)
+        chunk = json.loads(left[6:])
+        assert (chunk["id"], chunk["timings"]) == ("c1", timings)
+        assert "usage" not in chunk
+        # Who did not ask for usage reads a choice of every chunk.
+        (choice,) = chunk["choices"]
+        assert not (choice["text"] if path == COMPLETIONS else choice["delta"])
+        assert choice["finish_reason"] is None
+        assert await stage.fleet.metric("cortexd_completion_tokens_total") == 2

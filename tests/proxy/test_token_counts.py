@@ -47,7 +47,12 @@ START = {
     "message": {
         "id": "msg_1",
         "content": [],
-        "usage": {"input_tokens": 7, "output_tokens": 1, "cache_read_input_tokens": 5},
+        "usage": {
+            "input_tokens": 1,
+            "output_tokens": 1,
+            "cache_read_input_tokens": 5,
+            "cache_creation_input_tokens": 1,
+        },
     },
 }
 DELTA = {"type": "content_block_delta", "index": 0, "delta": {"text": "word " * 40}}
@@ -88,6 +93,11 @@ STREAMS = {
     "timings": (CHAT, events(*LONG, {"choices": [], "timings": TIMINGS}, "[DONE]"), 5),
     "completions": ("/v1/completions", events({"choices": [], "usage": OPENAI}, "[DONE]"), 0),
     "messages": ("/v1/messages", events(START, DELTA, END, STOP, named=True), 5),
+    "messages, a delta of 0": (
+        "/v1/messages",
+        events(START, DELTA, END | {"usage": {"input_tokens": 0, "output_tokens": 2}}, named=True),
+        5,
+    ),
     "messages, long": ("/v1/messages", events(START, *[DELTA] * 200, END, STOP, named=True), 5),
     "responses": (
         "/v1/responses",

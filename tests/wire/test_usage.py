@@ -23,6 +23,20 @@ START = '{"type":"message_start","message":{"usage":{"input_tokens":6,"output_to
 DELTA = '{"type":"message_delta","usage":{"output_tokens":8}}'
 WHOLE_DELTA = '{"type":"message_delta","usage":{"input_tokens":6,"output_tokens":8}}'
 
+# Anthropic's prompt is what was read, what the cache held, and what the cache took.
+CACHED_START = (
+    '{"type":"message_start","message":{"usage":{"input_tokens":6,"cache_read_input_tokens":60,'
+    '"cache_creation_input_tokens":40,"output_tokens":1}}}'
+)
+ZERO_DELTA = (
+    '{"type":"message_delta","usage":{"input_tokens":0,"cache_read_input_tokens":0,'
+    '"output_tokens":8}}'
+)
+LARGER_DELTA = (
+    '{"type":"message_delta","usage":{"input_tokens":10,"cache_read_input_tokens":90,'
+    '"cache_creation_input_tokens":40,"output_tokens":8}}'
+)
+
 
 @pytest.mark.parametrize(
     ("tail", "head", "expected"),
@@ -36,6 +50,11 @@ WHOLE_DELTA = '{"type":"message_delta","usage":{"input_tokens":6,"output_tokens"
         (sse(DELTA, '{"type":"message_stop"}'), sse(START), Usage(6, 8)),
         (sse(DELTA), b"", None),
         (sse(WHOLE_DELTA), b"", Usage(6, 8)),
+        (sse(DELTA), sse(CACHED_START), Usage(106, 8, 60)),
+        (sse(CACHED_START, ZERO_DELTA), b"", Usage(106, 8, 60)),
+        (sse(ZERO_DELTA), sse(CACHED_START), Usage(106, 8, 60)),
+        (sse(LARGER_DELTA), sse(CACHED_START), Usage(140, 8, 90)),
+        (sse(ZERO_DELTA), b"", Usage(0, 8)),
         (sse(NO_COUNTS, "[DONE]"), b"", None),
         (sse('{"usage": broken', "[DONE]"), b"", None),
         (sse('{"usage":{"prompt_tokens":"many"}}'), b"", None),
@@ -60,6 +79,16 @@ def test_a_stream_is_counted_from_its_last_event_that_says(
         (CHAT.encode()[8:], Usage(5, 9)),
         (b'{"usage" : {"input_tokens":3,"output_tokens":2,"x":{"y":1}}}', Usage(3, 2)),
         (b'{"usage":{"prompt_tokens":3,"total_tokens":3}}', Usage(3, 0)),
+        (
+            b'{"usage":{"input_tokens":3,"cache_read_input_tokens":60,'
+            b'"cache_creation_input_tokens":40,"output_tokens":2}}',
+            Usage(103, 2, 60),
+        ),
+        (
+            b'{"usage":{"input_tokens":63,"input_tokens_details":{"cached_tokens":60},'
+            b'"output_tokens":2}}',
+            Usage(63, 2, 60),
+        ),
         (
             b'{"content":"a \\"usage\\": {}","usage":{"prompt_tokens":1,"completion_tokens":2}}',
             Usage(1, 2),
