@@ -18,7 +18,7 @@ BACK_PRESSURE: Final = frozenset({429, 503})
 # upstream may have closed it for its idleness, at the same moment.
 STALE_WITHIN: Final = 1.0
 
-_CUT: Final = frozenset({"refused", "unreachable", "own", "reset"})
+_CUT: Final = frozenset({"refused", "unreachable", "own", "reset", "unauthorized"})
 _BROKEN: Final = frozenset({"invalid", "timeout"})
 
 

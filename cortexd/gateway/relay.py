@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
+from http import HTTPStatus
 from itertools import count
 from typing import Final
 
@@ -14,6 +15,7 @@ from aiohttp import hdrs, web
 from cortexd import errors
 from cortexd.config.current import Current
 from cortexd.config.gateway import Gateway
+from cortexd.config.secrets import token_source
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.liveness import Liveness
 from cortexd.control.refusals import shutting_down
@@ -54,6 +56,7 @@ from cortexd.wire.sse import UsageRemover
 # Where a stream says its token counts only on request.
 TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _ERRORS: Final = range(400, 600)
+_INSPECTED: Final = STATUSES | {HTTPStatus.UNAUTHORIZED}
 _UNREACHED: Final = frozenset({"refused", "unreachable"})
 
 # Requests that only ask about tokens: no other model is unloaded for them.
@@ -268,7 +271,7 @@ class Relay:
             is_fresh=attempts.is_fresh,
             silence=alive,
             declines=lambda status: attempts.declines(route, status),
-            inspected=_ERRORS if token else STATUSES,
+            inspected=_ERRORS if token else _INSPECTED,
             revise=mask_of(token).json if token else None,
             judge=lambda status, content: attempts.judge(route, status, content),
             trusted=self._current.certificates.of(route.node),
@@ -286,7 +289,19 @@ class Relay:
         hint = ""
         if fault.what in _UNREACHED and node is not None:
             hint = port_hint(route.endpoint, node.endpoint)
+        elif fault.what == "unauthorized":
+            hint = self._token_hint(route)
         return self._masked(_refusal(fault, route, hint), route)
+
+    def _token_hint(self, route: RouteDecision) -> str:
+        """Why a node may have rejected a request, and what to do."""
+        neurons = self._current.config.neurons
+        neuron = next((each for each in neurons if each.name == route.node), None)
+        if neuron is None or not self._current.tokens.get(route.node):
+            return "It requires a token: set token_file."
+        if not may_carry_token(route.endpoint, neuron.endpoint):
+            return f"Its token is not sent to {route.endpoint}, which is not on its own host."
+        return f"It rejected the token in {token_source(neuron)}."
 
     def _interrupted(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
         return self._masked(_interrupted(fault, route), route)
@@ -361,6 +376,12 @@ def _refusal(fault: UpstreamFault, route: RouteDecision, hint: str) -> Refusal:
             f"The node {node} can't be used for {model!r}: it names the endpoint {route.endpoint}, "
             "which leads back to this gateway. Set [[neurons]] endpoint to the address of the "
             "neuron, or correct what the neuron names.",
+        )
+    if fault.what == "unauthorized":
+        words, _ = fault_text(fault.content)
+        return Refusal(
+            errors.UPSTREAM_FAILED,
+            f"The node {node} did not accept the gateway's request for {model!r}: {words}. {hint}",
         )
     if fault.what == "model_missing":
         words, _ = fault_text(fault.content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -71,6 +72,8 @@ class Attempts:
 
     def judge(self, route: RouteDecision, status: int, content: bytes) -> What | None:
         """Return the fault that an error answer stands for; None: it is the client's to read."""
+        if status == HTTPStatus.UNAUTHORIZED:
+            return "unauthorized"
         if is_unknown_model(status, content, route.replica.model):
             return "model_missing"
         return None
@@ -90,6 +93,9 @@ class Attempts:
             case "refused" | "unreachable" | "own":  # it never saw the request; it may have moved
                 if await self._dispatcher.endpoint_moved(route) is not None:
                     return True
+                self.query = self._query_without(route)
+                return self._dispatcher.other(self.query) is not None
+            case "unauthorized":
                 self.query = self._query_without(route)
                 return self._dispatcher.other(self.query) is not None
             case "unsent":

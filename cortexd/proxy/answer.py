@@ -45,6 +45,7 @@ What = Literal[
     "reset",
     "invalid",
     "declined",
+    "unauthorized",
     "model_missing",
     "context_overflow",
     "answered",
@@ -61,8 +62,9 @@ class UpstreamFault(Exception):
         would lead back to this process; `unsent`, one from the
         pool was closed before the request was written: the upstream has not seen the request.
         `reset`, the connection ended before a byte of an answer; `invalid`, what came is no whole
-        HTTP answer; `declined`, the answer was not wanted; `model_missing`, it answered that it
-        does not have the model; `context_overflow`, that the prompt is too long for it;
+        HTTP answer; `declined`, the answer was not wanted; `unauthorized`, it rejected our
+        credentials (the client's are not sent); `model_missing`, it answered that it does not have
+        the model; `context_overflow`, that the prompt is too long for it;
         `answered`, but with something that has no place in the stream that is open already;
         `timeout`, it did not come; `dead`, its node does not respond any more; `stopped`, it was
         we who ended it.

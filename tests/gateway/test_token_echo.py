@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import logging
+import socket
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
-from cortexd.config.gateway import Config, Loading
+from cortexd.config.gateway import Config, Loading, Security
 from cortexd.config.units import Duration
+from cortexd.daemon.resolver import Address
 from tests.fakes import GPU, FakeNeuron
 from tests.functional.raw import connected, post
 from tests.gateway.fleet import FAST, Fleet, running_fleet
@@ -120,7 +122,7 @@ async def test_token_is_masked_in_an_inference_error_that_is_quoted_after_a_wait
         assert_masked((await client.read_until(b"\r\n0\r\n\r\n")).decode())
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 429, 500, 503])
+@pytest.mark.parametrize("status", [400, 403, 404, 422, 429, 500, 503])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_token_is_masked_in_an_inference_error_that_is_passed_on(
     status: int, stream: bool
@@ -160,3 +162,60 @@ async def test_node_that_rejects_the_gateway_says_whether_a_token_is_missing_or_
     async with running_fleet(a=neuron, tokens=tokens) as fleet:
         assert fleet.gateway.registry.snapshot.nodes["a"].trouble == reason
         assert reason in (await fleet.get("/api/fleet")).body.decode()
+
+
+async def reject(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "Invalid API key"}}, status=401)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hint"),
+    [
+        ({}, "It requires a token: set token_file."),
+        ({"a": TOKEN}, "It rejected the token in CORTEX_TOKEN__A."),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_client_is_not_told_that_its_own_key_is_wrong_when_a_node_rejects_the_gateways(
+    tokens: dict[str, str], hint: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORTEX_TOKEN__A", TOKEN)
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.infer = reject
+    async with running_fleet(a=neuron, tokens=tokens) as fleet:
+        answer = await fleet.ask(stream=stream)
+        assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_failed")
+        message = answer.json["error"]["message"]
+        assert "did not accept the gateway's request for 'm': Invalid API key. " in message
+        assert message.endswith(hint)
+
+
+async def test_token_that_is_not_sent_to_another_host_is_named_as_the_reason() -> None:
+    engine = FakeNeuron(host="127.0.0.2")
+    engine.infer = reject
+    neuron = FakeNeuron({"m": "loaded"}, token=TOKEN)
+    neuron.endpoint_answer = lambda _: web.json_response({"url": url})
+
+    async def at_engine(name: str) -> list[Address]:
+        return [Address(socket.AF_INET, engine.host)]
+
+    config = Config(polling=FAST, security=Security(allowed_inference_hosts=("engine",)))
+    async with (
+        engine.running(),
+        running_fleet(a=neuron, tokens={"a": TOKEN}, config=config) as fleet,
+    ):
+        url = f"http://engine:{engine.port}"
+        fleet.gateway._resolver._ask_system = at_engine
+        answer = await fleet.ask()
+        assert answer.status == 502
+        assert f"token is not sent to {url}, which is not on its own host" in answer.body.decode()
+        assert "Authorization" not in engine.inference_headers[0]
+
+
+async def test_another_replica_serves_when_a_node_rejects_the_gateway() -> None:
+    neuron = FakeNeuron({"m": "loaded"})
+    neuron.infer = reject
+    async with running_fleet(a=neuron, b=FakeNeuron({"m": "loaded"})) as fleet:
+        for _ in range(4):
+            answer = await fleet.ask()
+            assert (answer.status, answer.headers["x-cortex-node"]) == (200, "b")

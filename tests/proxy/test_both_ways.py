@@ -310,7 +310,7 @@ async def test_a_folded_header_is_unfolded_or_refused() -> None:
         assert b"\r\n two" not in heard.raw
 
 
-@pytest.mark.parametrize("status", [201, 206, 301, 307, 400, 401, 404, 418, 451, 500, 599])
+@pytest.mark.parametrize("status", [201, 206, 301, 307, 400, 403, 404, 418, 451, 500, 599])
 async def test_a_status_passes_as_it_is_and_a_redirect_is_not_followed(status: int) -> None:
     answer = sized(ANSWER, "Location: http://127.0.0.1:1/", status=f"HTTP/1.1 {status} Odd Words")
     async with staged([Send(answer)]) as stage:
