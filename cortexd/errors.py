@@ -6,6 +6,7 @@ A refusal is data first: the pure floors return it, the floors with effects rais
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -42,6 +43,7 @@ URI_TOO_LONG = Kind("uri_too_long", 414)
 UNSUPPORTED_ENCODING = Kind("unsupported_encoding", 415)
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported_media_type", 415)
 RELOAD_FAILED = Kind("reload_failed", 422)
+UPGRADE_REQUIRED = Kind("upgrade_required", 426, should_retry=False)
 HEAD_TOO_LARGE = Kind("head_too_large", 431)
 
 # Where a model could be, and why it is not there. `fleet.routing` checks these in this order.
@@ -83,6 +85,7 @@ class Refusal(Exception):
     message: one or two sentences for a person; the last one says what to do next.
     param: the field of the request that is at fault, when one is.
     retry_after: whole seconds; overrides the kind's own.
+    allow: the methods that the path takes, when another one was used.
     """
 
     def __init__(
@@ -92,16 +95,24 @@ class Refusal(Exception):
         *,
         param: str | None = None,
         retry_after: int | None = None,
+        allow: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.param = param
+        self.allow = allow
         self.retry_after = kind.retry_after if retry_after is None else retry_after
 
     def again(self) -> Refusal:
         """The same for another request: one that is raised twice collects both tracebacks."""
-        return Refusal(self.kind, self.message, param=self.param, retry_after=self.retry_after)
+        return Refusal(
+            self.kind,
+            self.message,
+            param=self.param,
+            retry_after=self.retry_after,
+            allow=self.allow,
+        )
 
     def __repr__(self) -> str:
         return f"<Refusal {self.kind.status} {self.kind.code}: {self.message}>"

@@ -110,6 +110,7 @@ class Metrics:
             "usage_missing", "Answers that carried no token counts.", "model"
         )
         self.refusals = counter("refusals", "Requests refused, by code.", "code")
+        self.unknown_paths = counter("unknown_paths", "Requests for a path that does not exist.")
         self.streams_interrupted = counter(
             "streams_interrupted", "Answers that ended before they were whole.", "by"
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, cast
 
 import msgspec
 from aiohttp import web
@@ -19,6 +21,9 @@ from cortexd.metrics import Metrics
 from cortexd.proxy.door import Door
 
 log = logging.getLogger(__name__)
+
+_SLASHES: Final = re.compile("/{2,}")
+_SERVED: Final = ("GET", "HEAD", "POST")
 
 Handler = Callable[[Inbound], Awaitable[web.StreamResponse]]
 Methods = Mapping[str, Handler]
@@ -36,12 +41,16 @@ class Face:
         self._metrics = metrics
         self._paths = paths
         self._prefixes = prefixes
+        # Each prefix with its slashes doubled, or more.
+        self._loose = {
+            prefix: re.compile("/+".join(map(re.escape, prefix.split("/")))) for prefix in prefixes
+        }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
         path = request.raw_path
         if path not in self._paths:  # it has a query, say
-            path = request.rel_url.path
+            path = self._tidied(request.rel_url.path)
         received = time.monotonic() - (cast(Door, request.protocol).lag or 0.0)
         inbound = Inbound(request, path, request_id(request), dialect_of(path), received)
         try:
@@ -58,24 +67,65 @@ class Face:
                 errors.INTERNAL_ERROR,
                 f"The gateway failed; its log has the details under {inbound.request_id}.",
             )
-        self._metrics.refusals.inc(refusal.kind.code)
+        if refusal.kind is errors.UNKNOWN_ROUTE:  # probes: they would drown what users are refused
+            self._metrics.unknown_paths.inc()
+        else:
+            self._metrics.refusals.inc(refusal.kind.code)
         return answer(refusal, inbound.dialect, inbound.request_id)
+
+    def _tidied(self, path: str) -> str:
+        """Return the path that this one means, as far as its slashes go."""
+        if path in self._paths:
+            return path
+        if (short := _SLASHES.sub("/", path).rstrip("/") or "/") in self._paths:
+            return short
+        for prefix, loose in self._loose.items():  # what follows is a name: it may hold any
+            if (found := loose.match(path)) is not None:
+                return prefix + path[found.end() :]
+        return path
 
     def _otherwise(self, inbound: Inbound, methods: Methods | None) -> Handler:
         """Where it goes that no exact path takes. Raises Refusal."""
+        method = inbound.request.method
         if methods is None:
             for prefix, below in self._prefixes.items():
                 if inbound.path.startswith(prefix):
                     methods = below
+        if methods is None and inbound.path == "*" and method == "OPTIONS":  # of the server
+            return partial(_options, _SERVED)
         if methods is None:
             raise unknown_route(inbound)
-        handler = methods.get(inbound.request.method)
+        handler = methods.get(method)
+        if handler is None and method == "OPTIONS":
+            return partial(_options, methods)
         if handler is None:
-            allowed = ", ".join(methods)
-            raise Refusal(
-                errors.METHOD_NOT_ALLOWED, f"{inbound.path} takes {allowed}; use one of these."
-            )
+            raise _not_allowed(inbound, methods)
         return handler
+
+
+async def _options(methods: Iterable[str], inbound: Inbound) -> web.Response:
+    """Say which methods the path takes."""
+    headers = own_headers(inbound.dialect, inbound.request_id) | {"Allow": ", ".join(_all(methods))}
+    return web.Response(status=204, headers=headers)
+
+
+def _all(methods: Iterable[str]) -> list[str]:
+    return [*methods, "OPTIONS"]
+
+
+def _not_allowed(inbound: Inbound, methods: Methods) -> Refusal:
+    allowed = ", ".join(methods)
+    if "websocket" in inbound.request.headers.get("Upgrade", "").lower():
+        return Refusal(
+            errors.UPGRADE_REQUIRED,
+            f"There are no WebSockets here; ask over HTTP: {allowed} {inbound.path[:200]}.",
+            allow=_all(methods),
+        )
+    return Refusal(
+        errors.METHOD_NOT_ALLOWED,
+        f"{inbound.path[:200]} takes {allowed}; use one of these.",
+        allow=_all(methods),
+    )
 
 
 def read(handler: Handler) -> Methods:

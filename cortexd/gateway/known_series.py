@@ -12,7 +12,7 @@ from itertools import product
 from typing import Final, get_args
 
 from cortexd.control.registry import Registry
-from cortexd.errors import KINDS
+from cortexd.errors import KINDS, UNKNOWN_ROUTE
 from cortexd.fleet.memory import RESIDENT
 from cortexd.fleet.snapshot import Snapshot
 from cortexd.metrics import Metrics
@@ -48,7 +48,9 @@ class KnownSeries:
         self._seen: Snapshot | None = None
         self._asked = 0  # label sets of `requests` at the last look
         for kind in KINDS:
-            metrics.refusals.expect(kind)
+            if kind != UNKNOWN_ROUTE.code:  # counted apart
+                metrics.refusals.expect(kind)
+        metrics.unknown_paths.expect()
         for by in ("client", "upstream"):
             metrics.streams_interrupted.expect(by)
         for what in _RETRIES:

@@ -72,6 +72,7 @@ class Reads:
             "/health": read(self._health),
             "/ready": read(self._readiness),
             "/version": read(self._version),
+            "/api/hello": read(self._hello),
             "/v1/models": read(self._list_models),
             "/api/fleet": read(self._fleet),
             "/api/explain": read(self._explain),
@@ -104,6 +105,10 @@ class Reads:
     async def _version(self, inbound: Inbound) -> web.Response:
         return as_json(inbound, {"version": __version__})
 
+    async def _hello(self, inbound: Inbound) -> web.Response:
+        """Answer the probe of an agent that wants to know whether its API is reachable."""
+        return as_json(inbound, {"message": "hello"})
+
     async def _list_models(self, inbound: Inbound) -> web.Response:
         registry = self._registry
         listed = self._models.cached(registry.snapshot, registry.ledger)
@@ -115,7 +120,7 @@ class Reads:
         return _json(inbound, listed)
 
     async def _one_model(self, inbound: Inbound) -> web.Response:
-        name = inbound.path.removeprefix(MODEL_PREFIX)
+        name = inbound.path.removeprefix(MODEL_PREFIX).rstrip("/")
         if not name:
             return await self._list_models(inbound)
         return as_json(

@@ -9,7 +9,7 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -126,7 +126,8 @@ class Api:
             raise _said(request, errors.UNKNOWN_ROUTE, "Not Found")
         method, handler = route
         if request.method != method and (method, request.method) != ("GET", "HEAD"):
-            raise _said(request, errors.METHOD_NOT_ALLOWED, "Method Not Allowed")
+            allow = ("GET", "HEAD") if method == "GET" else (method,)
+            raise _said(request, errors.METHOD_NOT_ALLOWED, "Method Not Allowed", allow)
         return handler
 
     def _screen(self, request: web.BaseRequest) -> None:
@@ -296,8 +297,8 @@ def _json(content: Any, status: int = 200) -> web.Response:
     )
 
 
-def _said(request: web.BaseRequest, kind: Kind, reason: str) -> Refusal:
-    return Refusal(kind, f"{request.method} {request.path[:200]}: {reason}.")
+def _said(request: web.BaseRequest, kind: Kind, reason: str, allow: Sequence[str] = ()) -> Refusal:
+    return Refusal(kind, f"{request.method} {request.path[:200]}: {reason}.", allow=allow)
 
 
 def _refused(path: str, refusal: Refusal) -> web.Response:
@@ -310,6 +311,8 @@ def _refused(path: str, refusal: Refusal) -> web.Response:
     response = _json(content, kind.status)
     if refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.allow:
+        response.headers["Allow"] = ", ".join(refusal.allow)
     if kind is errors.UNSUPPORTED_ENCODING:
         response.headers["Accept-Encoding"] = "identity"
     if kind is errors.REQUEST_TOO_LARGE:

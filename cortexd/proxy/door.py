@@ -318,7 +318,8 @@ class Door(web.RequestHandler):
                     log.exception("a request handler failed")
                     response = self._in_its_place(request)
             if isinstance(response, Sent):
-                may_go_on = response.keep_alive
+                # What follows an Upgrade is not parsed before aiohttp's own answer declines it.
+                may_go_on = response.keep_alive and not self._upgraded
             else:
                 if request.keep_alive and response.keep_alive is not False:
                     _announce(response)

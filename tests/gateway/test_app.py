@@ -37,11 +37,10 @@ async def test_every_inference_path_is_relayed_to_the_same_path(path: str) -> No
     ("method", "path", "status", "code"),
     [
         ("GET", "/nope", 404, "unknown_route"),
-        ("POST", "/v1/chat/completions/", 404, "unknown_route"),
-        ("POST", "/v1//chat/completions", 404, "unknown_route"),
+        ("POST", "/v1/chat/completion/", 404, "unknown_route"),
+        ("POST", "//nope/", 404, "unknown_route"),
         ("POST", "/v1/chat/../chat/completions", 404, "unknown_route"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
-        ("OPTIONS", "/v1/chat/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
         ("DELETE", "/v1/models/x", 405, "method_not_allowed"),
         ("POST", "/api/reload", 404, "unknown_route"),
@@ -53,6 +52,119 @@ async def test_anything_else_is_refused(method: str, path: str, status: int, cod
         raw = post(b"", "Connection: close", method=method, path=path)
         (answer,) = answers(await answered(fleet.gateway.address, raw), method)
         assert (answer.status, answer.code) == (status, code)
+
+
+async def test_unknown_paths_are_counted_apart_from_refusals() -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        assert await fleet.metric("cortexd_unknown_paths_total") == 0
+        assert (await fleet.get("/wp-login.php")).status == 404
+        assert (await fleet.get("/v1/models/nope")).status == 404
+        assert await fleet.metric("cortexd_unknown_paths_total") == 1
+        assert await fleet.metric("cortexd_refusals_total") == 1
+        assert await fleet.metric("cortexd_refusals_total", code="model_not_found") == 1
+        text = (await fleet.get("/metrics")).body.decode()
+        assert 'code="unknown_route"' not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/chat/completions", "POST, OPTIONS"),
+        ("POST", "/v1/models", "GET, HEAD, OPTIONS"),
+        ("DELETE", "/v1/models/a/b", "GET, HEAD, OPTIONS"),
+        ("HEAD", "/api/events", "GET, OPTIONS"),
+    ],
+)
+async def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, allow: str) -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        async with fleet.client.request(method, fleet.url + path) as response:
+            assert (response.status, response.headers["Allow"]) == (405, allow)
+        async with fleet.client.options(fleet.url + path) as response:
+            assert (response.status, response.headers["Allow"]) == (204, allow)
+            assert await response.read() == b""
+
+
+async def test_options_of_the_server_itself_are_answered() -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        raw = post(b"", "Connection: close", method="OPTIONS", path="*")
+        (answer,) = answers(await answered(fleet.gateway.address, raw), "OPTIONS")
+        assert (answer.status, answer.get("allow")) == (204, "GET, HEAD, POST, OPTIONS")
+
+
+async def test_a_websocket_is_declined_at_once_and_the_connection_goes_on() -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    async with (
+        running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
+        heard = await client.ask(post(b"", *upgrade, method="GET", path="/v1/responses"))
+        assert (heard.status, heard.code) == (426, "upgrade_required")
+        assert (heard.get("upgrade"), heard.get("allow")) == ("HTTP/1.1", "POST, OPTIONS")
+        assert heard.get("x-should-retry") == "false"
+        assert (await client.ask(post(b'{"model":"m"}'))).status == 200
+
+
+async def test_an_upgrade_that_an_inference_request_offers_is_ignored() -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket")
+    async with (
+        running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet,
+        connected(fleet.gateway.address) as client,
+    ):
+        assert (await client.ask(post(b'{"model":"m"}', *upgrade))).status == 200
+        assert await client.read_rest() == b""  # what follows could not be told apart
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_reachability_probe_of_agents_is_answered(method: str) -> None:
+    async with (
+        running_fleet(a=FakeNeuron()) as fleet,
+        fleet.client.request(method, f"{fleet.url}/api/hello") as response,
+    ):
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("//v1//chat/completions", "/v1/chat/completions"),
+        ("/v1/messages//", "/v1/messages"),
+        ("/rerank/?x=1", "/rerank?x=1"),
+    ],
+)
+async def test_slashes_too_many_are_served(given: str, served: str) -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        raw = post(b'{"model":"m"}', "Connection: close", path=given)
+        (answer,) = answers(await answered(fleet.gateway.address, raw), "POST")
+        assert answer.status == 200
+        assert fleet.neurons["a"].calls[-1][1] == served.partition("?")[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "expected"),
+    [
+        ("//v1//models/", 200, "list"),
+        ("/v1/models//", 200, "list"),
+        ("/v1/models/org/name", 200, "model"),
+        ("/v1/models/org/name/", 200, "model"),
+        ("/v1//models//org/name", 200, "model"),
+        ("/v1/models/org//name", 404, None),
+        ("/v1/modelsorg/name", 404, None),
+        ("/health/", 200, None),
+        ("//", 200, None),
+    ],
+)
+async def test_slashes_within_a_model_id_are_its_own(
+    given: str, status: int, expected: str | None
+) -> None:
+    async with running_fleet(a=FakeNeuron({"org/name": "loaded"})) as fleet:
+        raw = post(b"", "Connection: close", method="GET", path=given)
+        (answer,) = answers(await answered(fleet.gateway.address, raw), "GET")
+        assert answer.status == status
+        if expected is not None:
+            found = json.loads(answer.body)
+            assert found["object"] == expected
+            assert expected == "list" or found["id"] == "org/name"
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/version", "/v1/models", "/metrics"])

@@ -416,6 +416,7 @@ async def test_only_what_is_listed_is_a_route(
     ):
         assert answer.status == status
         assert (await answer.json())["code"] == code
+        assert ("Allow" in answer.headers) == (status == 405)
 
 
 async def test_head_is_get_without_a_body() -> None:
