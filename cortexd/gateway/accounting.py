@@ -137,21 +137,33 @@ class Accounting:
             return
         if some[0].path not in UNCOUNTED:
             metrics.used(model, route.node, [carried.usage for carried in answers])
-        for inbound in some:
-            carried = inbound.carried
-            if inbound.is_stream and carried is not None and carried.first_byte is not None:
-                self._streamed(inbound, carried, model, route.node)
+        self._streamed(
+            [
+                (inbound, inbound.carried)
+                for inbound in some
+                if inbound.is_stream
+                and inbound.carried is not None
+                and inbound.carried.first_byte is not None
+            ],
+            model,
+            route.node,
+        )
 
-    def _streamed(self, inbound: Inbound, carried: Carried, model: str, node: str) -> None:
-        """Count how fast a stream was."""
-        metrics, first = self._metrics, carried.first_token
-        began = carried.first_byte if first is None else first
-        if carried.first_byte is not None:
-            metrics.first_byte.observe((carried.first_byte - inbound.received,), model, node)
-        if first is not None:
-            metrics.first_token.observe((first - inbound.received,), model, node)
-        if carried.usage and began is not None and (span := inbound.ended - began) > 0:
-            metrics.output_rate.observe((carried.usage.completion / span,), model, node)
+    def _streamed(self, streams: list[tuple[Inbound, Carried]], model: str, node: str) -> None:
+        """Count how fast some streams were; each has a first byte."""
+        bytes_after, tokens_after, rates = [], [], []
+        for inbound, carried in streams:
+            began = carried.first_byte or 0.0
+            bytes_after.append(began - inbound.received)
+            if carried.first_token is not None:
+                began = carried.first_token
+                tokens_after.append(began - inbound.received)
+            if carried.usage and (span := inbound.ended - began) > 0:
+                rates.append(carried.usage.completion / span)
+        metrics = self._metrics
+        metrics.first_byte.observe(bytes_after, model, node)
+        metrics.first_token.observe(tokens_after, model, node)
+        metrics.output_rate.observe(rates, model, node)
 
 
 def _first_byte(inbound: Inbound) -> float | None:

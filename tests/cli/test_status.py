@@ -115,6 +115,13 @@ def test_it_fits_the_terminal(width: int) -> None:
     assert any("Qwen/" in line for line in lines)
 
 
+@pytest.mark.parametrize(("age", "shown"), [(None, False), (9.9, False), (75.4, True)])
+def test_old_request_without_an_answer_is_shown(age: float | None, shown: bool) -> None:
+    model = Model("m", "loaded", in_flight=1, oldest_unanswered_seconds=age)
+    text = drawn(Fleet([Node("a", "a:1", "up", models=[model])], [], Totals(1, 1)), Screen())
+    assert ("oldest request without a byte of an answer: 1 min" in text) is shown
+
+
 def test_a_fleet_of_nobody_says_what_to_do() -> None:
     assert drawn(Fleet([], [], Totals()), Screen()) == (
         "No neurons are configured; add a [[neurons]] table to the gateway's configuration."
