@@ -7,7 +7,7 @@ own replicas, whatever the size of the fleet.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 import msgspec
@@ -35,6 +35,11 @@ from cortexd.wire.neuron import (
 )
 
 
+def always_fits(context: int) -> bool:
+    """What is said of a request whose size is not known."""
+    return True
+
+
 class Query(msgspec.Struct, frozen=True):
     """What is asked: a concrete model id, and the nodes that have failed this request already.
 
@@ -44,6 +49,7 @@ class Query(msgspec.Struct, frozen=True):
         that, which is refused instead.
     home: the node that has what the request continues; it is preferred to all others.
     must_be_home: no other node can answer.
+    could_fit: whether a context of so many tokens could hold it; asked only where replicas differ.
     """
 
     model: str
@@ -53,6 +59,7 @@ class Query(msgspec.Struct, frozen=True):
     may_evict: bool = True
     home: str | None = None
     must_be_home: bool = False
+    could_fit: Callable[[int], bool] = always_fits
 
 
 class Serve(msgspec.Struct, frozen=True):
@@ -125,6 +132,8 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         if query.must_be_home:
             return _at_home(query.home, query, snapshot)
     if able:
+        if len(able) > 1:
+            able = _large_enough(able, query.could_fit)
         left = [r for r in able if r.node not in query.tried] if query.tried else able
         if not left:
             return Refuse(all_failed(model, able))
@@ -198,6 +207,24 @@ def _at_home(home: str, query: Query, snapshot: Snapshot) -> Serve | Refuse:
         if replica.status in ABLE and replica.unservable is None:  # it is draining, or cordoned
             return Serve(replica)
     return Refuse(response_lost(home, query.model))
+
+
+def _large_enough(replicas: list[Replica], could_fit: Callable[[int], bool]) -> list[Replica]:
+    """Leave out the replicas whose context is too small for a request, if others are larger.
+
+    Where all are too small the largest stay: what they answer says how much too long it is.
+    """
+    first = replicas[0].context
+    for replica in replicas:
+        if replica.context != first:
+            break
+    else:
+        return replicas  # as is usual
+    fitting = [each for each in replicas if each.context is None or could_fit(each.context)]
+    if fitting:
+        return fitting
+    largest = max(each.context or 0 for each in replicas)
+    return [each for each in replicas if each.context == largest]
 
 
 def _needs_no_eviction(

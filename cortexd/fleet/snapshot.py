@@ -23,6 +23,7 @@ class Replica(msgspec.Struct, frozen=True):
 
     unservable: the node's own reason why a resident model can't answer; None: it can.
     epoch: how often the node was seen to restart; what was learnt in another epoch is stale.
+    context: tokens that its context holds, as its node says; None: it does not say.
     """
 
     node: str
@@ -30,6 +31,7 @@ class Replica(msgspec.Struct, frozen=True):
     status: str
     unservable: str | None = None
     epoch: int = 0
+    context: int | None = None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -316,4 +318,7 @@ def unservable(info: Model) -> str | None:
 
 
 def _replica(node: Node, model: str, info: Model) -> Replica:
-    return Replica(node.name, model, info.status, unservable(info), node.epoch)
+    context = info.limit.context if info.limit is not None else None
+    if context is not None and context <= 0:
+        context = None
+    return Replica(node.name, model, info.status, unservable(info), node.epoch, context)

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from cortexd.fleet.choice import hashed
 from cortexd.wire.openai import PromptView
+from cortexd.wire.prompt_size import BYTES_PER_TOKEN, least_tokens
 
 # Bytes of a list of messages, or of another text, that are looked at: those who have that much in
 # common are well off on one replica, whatever follows.
@@ -31,9 +32,9 @@ _space: Final = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
 
 
 class Affinity:
-    """The key of one request, found out when it is asked for and then kept."""
+    """The key and the size of one request, found out when they are asked for and then kept."""
 
-    __slots__ = ("_asked", "_body", "_key", "_path", "_request")
+    __slots__ = ("_asked", "_body", "_key", "_least", "_path", "_request")
 
     def __init__(self, request: web.BaseRequest, path: str, body: bytes) -> None:
         self._request = request
@@ -41,6 +42,7 @@ class Affinity:
         self._body = body
         self._asked = False
         self._key: int | None = None
+        self._least: int | None = None
 
     def __call__(self) -> int | None:
         """The key; None: it has none."""
@@ -48,6 +50,14 @@ class Affinity:
             self._asked = True
             self._key = key_of(self._path, self._body, self._request.headers.get(SESSION))
         return self._key
+
+    def could_fit(self, context: int) -> bool:
+        """Return whether a context of so many tokens could hold the prompt."""
+        if len(self._body) <= BYTES_PER_TOKEN * context:
+            return True
+        if self._least is None:
+            self._least = least_tokens(self._path, self._body)
+        return self._least <= context
 
 
 def key_of(path: str, body: bytes, session: str | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ from cortexd.wire.neuron import (
     RELOADING,
     UNKNOWN,
     UNLOADED,
+    Limit,
     Model,
 )
 from cortexd.wire.openai import Location, ModelCard, ModelList
@@ -79,7 +80,9 @@ class ModelBook:
         status = min(statuses, key=lambda s: _PRECEDENCE.get(s, 9), default=UNLOADED)
         status = _SHOWN.get(status, status)
         infos = [info for _, info in found]
-        limit = (profile and profile.limit) or _first(infos, "limit")
+        limit = _smallest(
+            [profile.limit if profile is not None else None, *(info.limit for info in infos)]
+        )
         context = limit.context if limit else None
         return ModelCard(
             id=name,
@@ -170,6 +173,19 @@ def _names(snapshot: Snapshot) -> builtins.list[str]:
 def _reported(model: str, snapshot: Snapshot) -> list[tuple[Node, Model]]:
     nodes = [snapshot.nodes[replica.node] for replica in snapshot.replicas.get(model, ())]
     return [(node, node.models[model]) for node in nodes]
+
+
+def _smallest(limits: Iterable[Limit | None]) -> Limit | None:
+    """The limits that hold on whichever replica serves; None: nothing states any."""
+    stated = [limit for limit in limits if limit is not None]
+    if not stated:
+        return None
+
+    def least(field: str) -> int | None:
+        values = [value for each in stated if (value := getattr(each, field)) is not None]
+        return min(values, default=None)
+
+    return Limit(least("context"), least("input"), least("output"))
 
 
 def _first(infos: list[Model], field: str) -> Any:

@@ -183,15 +183,17 @@ class Relay:
         self, inbound: Inbound, body: bytes, splice: Splice, alive: KeepAlive | None
     ) -> Carried:
         config = self._current.config
+        affinity = Affinity(inbound.request, inbound.path, body)
         attempts = Attempts(
             self._dispatcher,
             inbound.model or "",
             config.upstream.retries,
-            affinity=Affinity(inbound.request, inbound.path, body),
+            affinity=affinity,
             turn=next(self._turns),
             may_evict=inbound.path not in TOKEN_PATHS,
             home=inbound.home,
             must_be_home=inbound.is_for_response,
+            could_fit=affinity.could_fit,
             patience_for=config.loading.timeout,
         )
         first: RouteDecision | None = None
@@ -223,7 +225,8 @@ class Relay:
                     return Carried(fault.status, None, None, is_interrupted=False)
                 self._accounting.failed(route, str(fault.status or fault.what))
                 if fault.what != "model_missing":  # what its node lists now says more
-                    self._dispatcher.confirm(route, served=False)
+                    is_there = fault.what == "context_overflow"
+                    self._dispatcher.confirm(route, served=is_there)
                 self._liveness.failed(route.replica, fault)
                 if not await attempts.has_next(fault, route):
                     raise self._refusal(fault, route) from fault

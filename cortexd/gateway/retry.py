@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -10,9 +12,9 @@ import msgspec
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.liveness import BACK_PRESSURE
 from cortexd.fleet.choice import Affinity, no_affinity
-from cortexd.fleet.routing import Query
+from cortexd.fleet.routing import Query, always_fits
 from cortexd.proxy.answer import UpstreamFault, What
-from cortexd.wire.engine_errors import is_unknown_model
+from cortexd.wire.engine_errors import is_context_overflow, is_unknown_model
 
 # Seconds after a request was sent within which a lost connection is taken for bad luck; later it
 # may be the prompt that kills engines, and that must not be carried to every one of them.
@@ -28,7 +30,7 @@ class Attempts:
     affinity, turn: what decides among replicas that are equal.
     query: what to ask of routing.
     may_evict: whether other models may be unloaded for it.
-    home, must_be_home: see Query.
+    home, must_be_home, could_fit: see Query.
     patience_for: seconds that a request which met a cold model may wait in all.
     since: when it arrived, loop time, once a node has turned it away though it had waited for its
         model: it goes back to its place in the line.
@@ -38,6 +40,7 @@ class Attempts:
     since: float | None = None
     is_fresh = _goes_back = _has_resent = False
     _rechecks = 0
+    _was_too_long = False
 
     def __init__(
         self,
@@ -50,10 +53,13 @@ class Attempts:
         may_evict: bool = True,
         home: str | None = None,
         must_be_home: bool = False,
+        could_fit: Callable[[int], bool] = always_fits,
         patience_for: float = 0.0,
     ) -> None:
         self._dispatcher = dispatcher
-        self.query = Query(model, frozenset(), affinity, turn, may_evict, home, must_be_home)
+        self.query = Query(
+            model, frozenset(), affinity, turn, may_evict, home, must_be_home, could_fit
+        )
         self._left = retries
         self._began = dispatcher.now()
         self._patience_for = patience_for
@@ -76,6 +82,12 @@ class Attempts:
             return "unauthorized"
         if is_unknown_model(status, content, route.replica.model):
             return "model_missing"
+        if (
+            not self._was_too_long
+            and is_context_overflow(status, content)
+            and self._larger(route) is not None
+        ):
+            return "context_overflow"
         return None
 
     async def has_next(self, fault: UpstreamFault, route: RouteDecision) -> bool:
@@ -86,6 +98,10 @@ class Attempts:
             return True
         if fault.what == "model_missing":
             return await self._goes_on_without(route)
+        if fault.what == "context_overflow":
+            larger, self._was_too_long = self._larger(route), True
+            self.query = larger or self._query_without(route)
+            return larger is not None
         if not self._left:
             return False
         self._left -= 1
@@ -138,6 +154,22 @@ class Attempts:
 
     def _may_resend(self, fault: UpstreamFault) -> bool:
         return not self._has_resent and fault.after <= RESEND_WITHIN
+
+    def _larger(self, route: RouteDecision) -> Query | None:
+        """Return what to ask of routing for a replica with a larger context, if there is one.
+
+        One that does not state its context may be larger than one that does.
+        """
+        own = route.replica.context
+        if self.query.home == route.node:
+            return None  # only that node has what comes before
+        query = msgspec.structs.replace(
+            self._query_without(route), could_fit=lambda context: context > (own or 0)
+        )
+        other = self._dispatcher.other(query)
+        if other is None or other.context == own or (other.context or math.inf) < (own or 0):
+            return None
+        return query
 
     def _has_a_place(self, route: RouteDecision) -> bool:
         """Whether it waited for this model, and may wait for longer: others would come first."""
