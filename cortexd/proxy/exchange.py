@@ -61,7 +61,8 @@ class Call(msgspec.Struct, frozen=True):
     declines: asked with the status of the answer: True gives it up while nothing is passed on.
     inspected: statuses of answers that are read whole before any of them is passed on, if they are
         short; judge: asked with the status and the body of such an answer, returns the fault to
-        raise instead of passing it on, or None. revise: what to pass on instead of such a body.
+        raise instead of passing it on, or None. revise: what to pass on instead of such a body,
+        and instead of header lines.
     last_words: what to say at the end of an event stream that broke off.
     ends_properly: whether such a stream still ends as HTTP says, after `last_words`.
     silence: asked a few times a second until the first byte of the answer; it may open the stream
@@ -288,10 +289,11 @@ class _Flight:
         if splice.is_open:
             return
         self._has_started = True
+        lines = client_lines(head.fields, call.answer_lines, is_event_stream=head.is_event_stream)
         splice.start(
             head.status,
             head.reason,
-            client_lines(head.fields, call.answer_lines, is_event_stream=head.is_event_stream),
+            lines if call.revise is None else call.revise(lines),
             # An event may have to be added: a length would leave no room for it.
             None if head.is_event_stream else head.length,
             is_sse=head.is_event_stream,

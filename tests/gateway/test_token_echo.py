@@ -122,6 +122,23 @@ async def test_token_is_masked_in_an_inference_error_that_is_quoted_after_a_wait
         assert_masked((await client.read_until(b"\r\n0\r\n\r\n")).decode())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_token_is_masked_in_the_headers_of_every_answer(stream: bool) -> None:
+    neuron = FakeNeuron({"m": "loaded"}, token=TOKEN)
+
+    async def answer_with_echo(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        kind = "text/event-stream" if stream else "application/json"
+        headers = {"Content-Type": kind, "X-Debug": f"Bearer {TOKEN}", "X-Other": "kept"}
+        return web.Response(body=b"data: {}\n\n" if stream else b"{}", headers=headers)
+
+    neuron.infer = answer_with_echo
+    async with running_fleet(a=neuron, tokens={"a": TOKEN}) as fleet:
+        answer = await fleet.ask(stream=stream)
+        assert answer.status == 200
+        assert answer.headers["X-Debug"] == "Bearer ***"
+        assert answer.headers["X-Other"] == "kept"
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 422, 429, 500, 503])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_token_is_masked_in_an_inference_error_that_is_passed_on(
