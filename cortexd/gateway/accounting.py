@@ -13,7 +13,7 @@ from cortexd.daemon.access import AccessLine
 from cortexd.errors import Refusal
 from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import OTHER, Metrics
-from cortexd.proxy.exchange import Carried
+from cortexd.proxy.call import Carried
 from cortexd.wire import responses
 
 # Answers that speak of no tokens by their nature.

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from cortexd.control.dispatch import RouteDecision
 from cortexd.gateway.refusals import Dialect
-from cortexd.proxy.exchange import Carried
+from cortexd.proxy.call import Carried
 
 
 class Inbound(msgspec.Struct, eq=False):

@@ -40,8 +40,9 @@ from cortexd.nodes.endpoint import may_carry_token, port_hint
 from cortexd.nodes.masking import mask_of
 from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.bodies import Bodies, Hold
+from cortexd.proxy.call import Call, Carried
 from cortexd.proxy.credentials import without_credentials
-from cortexd.proxy.exchange import Call, Carried, Exchange
+from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
 from cortexd.wire import responses

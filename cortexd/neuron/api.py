@@ -28,7 +28,8 @@ from cortexd.neuron.residency import Residency
 from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.bodies import Bodies
 from cortexd.proxy.browser import foreign_origin, host_name, is_from_browser, is_local_host
-from cortexd.proxy.exchange import Call, Exchange
+from cortexd.proxy.call import Call
+from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
 from cortexd.wire import multipart, openai

@@ -9,124 +9,24 @@ dialect or the connection is cut.
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections.abc import Callable, Collection, Iterator
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator
+from typing import Final
 
-import msgspec
 from aiohttp import hdrs, web
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.answer import Head, UpstreamFault, What
+from cortexd.proxy.answer import Head, UpstreamFault
+from cortexd.proxy.call import Call, Carried, InProgress
 from cortexd.proxy.connection import Connection
 from cortexd.proxy.headers import client_lines, upstream_json_lines, upstream_lines
 from cortexd.proxy.pool import Origin, Pool, never_own, parse_base
 from cortexd.proxy.splice import Opening, Splice
 from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
-from cortexd.wire.sse import UsageRemover
+
+__all__ = ["Call", "Carried", "Exchange", "InProgress"]
 
 _WORDS: Final = 16 * 1024  # bytes of an answer that has no place, for what it says
-
-
-def _never(status: int) -> bool:
-    return False
-
-
-def _pass_on_any(status: int, content: bytes) -> What | None:
-    return None
-
-
-def _no_words(fault: UpstreamFault) -> bytes:
-    return b""
-
-
-class Silence(Protocol):
-    """What keeps a client's connection alive while its answer has not begun."""
-
-    def check(self, since: float, now: float) -> None:
-        """Send a keep-alive if one is due. since: when the request went upstream, loop time."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One request to one upstream.
-
-    base: where the upstream serves, `http://host:port/path`. target: appended to it.
-    lines: header lines sent upstream besides the client's own. answer_lines: sent to the client
-        besides the upstream's own.
-    connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection stands, until
-        the first byte of the answer's body (None: as long as the client waits), and between two.
-    is_json: the body is JSON, and is announced as that.
-    is_fresh: on a new connection, whatever the pool has.
-    declines: asked with the status of the answer: True gives it up while nothing is passed on.
-    inspected: statuses of answers that are read whole before any of them is passed on, if they are
-        short; judge: asked with the status and the body of such an answer, returns the fault to
-        raise instead of passing it on, or None. revise: what to pass on instead of such a body,
-        and instead of header lines.
-    last_words: what to say at the end of an event stream that broke off.
-    ends_properly: whether such a stream still ends as HTTP says, after `last_words`.
-    silence: asked a few times a second until the first byte of the answer; it may open the stream
-        before the answer comes.
-    remover: takes the usage that the client did not ask for out of an event stream again.
-    trusted: what the upstream's certificate is checked with; None: the system's authorities.
-    target_key: identifies the upstream for `Exchange.in_progress`; nothing here looks into it.
-    """
-
-    base: str
-    target: str
-    body: bytes
-    lines: bytes = b""
-    answer_lines: bytes = b""
-    connect_timeout: float = 3.0
-    first_byte_timeout: float | None = None
-    idle_timeout: float = 300.0
-    is_json: bool = False
-    is_fresh: bool = False
-    declines: Callable[[int], bool] = _never
-    inspected: Collection[int] = ()
-    judge: Callable[[int, bytes], What | None] = _pass_on_any
-    revise: Callable[[bytes], bytes] | None = None
-    last_words: Callable[[UpstreamFault], bytes] = _no_words
-    ends_properly: bool = False
-    silence: Silence | None = None
-    remover: UsageRemover | None = None
-    trusted: ssl.SSLContext | None = None
-    target_key: object = None
-
-
-class InProgress(Protocol):
-    """One exchange that has not ended.
-
-    sent: when its request was sent, loop time.
-    """
-
-    sent: float
-
-    @property
-    def target_key(self) -> object:
-        """As given in `Call`."""
-
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether no byte of the answer's body has arrived."""
-
-    @property
-    def quiet_since(self) -> float:
-        """When the upstream last sent anything, loop time, to within a quarter of a second; the
-        time that the client takes nothing counts as activity."""
-
-    def interrupt(self, fault: UpstreamFault) -> None:
-        """End it with this fault."""
-
-
-class Carried(msgspec.Struct, frozen=True):
-    """How an answer went. `first_byte`: of its body, monotonic; None: it had no body."""
-
-    status: int
-    first_byte: float | None
-    usage: usage.Usage | None
-    is_interrupted: bool
-    first_token: float | None = None
 
 
 class Exchange:

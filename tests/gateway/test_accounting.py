@@ -23,7 +23,7 @@ from cortexd.gateway import accounting
 from cortexd.gateway.accounting import BATCH, CLIENT_GONE, UNCOUNTED, Accounting
 from cortexd.gateway.inbound import Inbound
 from cortexd.metrics import Metrics
-from cortexd.proxy.exchange import Carried
+from cortexd.proxy.call import Carried
 from cortexd.wire.usage import Usage
 from tests.fakes import FakeNeuron
 from tests.fleet.fleet import node

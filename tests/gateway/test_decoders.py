@@ -39,6 +39,7 @@ in_every_decoder = pytest.mark.parametrize(
 
 def chat(*deltas: dict[str, Any]) -> bytes:
     """A chat stream of these deltas."""
+    last = len(deltas) - 1
     text = b"".join(
         b"data: %b\n\n"
         % json.dumps(
@@ -47,10 +48,16 @@ def chat(*deltas: dict[str, Any]) -> bytes:
                 "object": "chat.completion.chunk",
                 "created": 1,
                 "model": "m",
-                "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
+                "choices": [
+                    {
+                        "index": 0,
+                        "delta": delta,
+                        "finish_reason": "stop" if number == last else None,
+                    }
+                ],
             }
         ).encode()
-        for delta in deltas
+        for number, delta in enumerate(deltas)
     )
     return text + b"data: [DONE]\n\n"
 

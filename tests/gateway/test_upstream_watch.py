@@ -20,7 +20,8 @@ from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.snapshot import Replica
 from cortexd.gateway.upstream_watch import UpstreamWatch
 from cortexd.proxy.answer import UpstreamFault
-from cortexd.proxy.exchange import Exchange, InProgress
+from cortexd.proxy.call import InProgress
+from cortexd.proxy.exchange import Exchange
 from tests.fakes import FakeNeuron
 from tests.fleet.fleet import node
 from tests.gateway.fleet import FAST, running_fleet

@@ -15,7 +15,8 @@ from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import UpstreamFault
-from cortexd.proxy.exchange import Call, Carried, Exchange
+from cortexd.proxy.call import Call, Carried
+from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.splice import Splice
 from cortexd.wire.usage import Usage
 from tests.functional.faults import Close, Origin, Pause, Reset, Script, Send, Stall, refusing

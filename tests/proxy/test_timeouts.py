@@ -12,7 +12,8 @@ from aiohttp import web
 from cortexd.config.gateway import Loading
 from cortexd.config.units import Duration
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.exchange import Call, Exchange
+from cortexd.proxy.call import Call
+from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.splice import Splice
 from tests.functional.faults import Origin, Pause, Send, Stall, Wait, black_hole
 from tests.functional.raw import Heard, connected, post

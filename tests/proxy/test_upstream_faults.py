@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
-from cortexd.proxy.exchange import Call, Exchange
+from cortexd.proxy.call import Call
+from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.splice import Splice
 from tests.fakes import FakeNeuron
 from tests.functional.faults import (
