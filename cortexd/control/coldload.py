@@ -25,6 +25,7 @@ from cortexd.control.poller import Poller
 from cortexd.control.refusals import no_room_in_time, recovering, shutting_down, still_loading
 from cortexd.control.registry import Lease, Registry
 from cortexd.control.room import NotNeeded
+from cortexd.control.supervision import loss
 from cortexd.control.turns import Turns, now
 from cortexd.daemon.tasks import Tasks
 from cortexd.errors import Refusal
@@ -37,7 +38,6 @@ from cortexd.wire.neuron import LOADED
 
 RECOVERY_BOUND: Final = 10.0  # seconds to wait for a model that its node is rebuilding
 TICK: Final = 0.5  # seconds between two looks at deadlines and progress
-STALL: Final = 300.0  # seconds without progress, on a node that reports it, until a load has failed
 
 _AT_IT: Final = frozenset({State.LOADING, State.TIMED_OUT})  # as far as the node is concerned
 
@@ -344,7 +344,7 @@ class LoadTable:
     def _look_at(self, entry: Entry, moment: float) -> None:
         node = self._registry.snapshot.nodes.get(entry.node or "")
         if entry.state in _AT_IT:
-            if node is not None and entry.notes(node.models.get(entry.model), moment):
+            if node is not None and entry.notes(node.models.get(entry.model)):
                 self._outcomes.moved(entry, node.name)
             if entry.is_ours:
                 self._judge(entry, node, moment)
@@ -353,19 +353,13 @@ class LoadTable:
 
     def _judge(self, entry: Entry, node: Node | None, moment: float) -> None:
         """What its node shows may say more than the answer that is awaited, or never comes."""
-        if node is None or node.epoch != entry.epoch:
-            self._give_up(entry, "the node restarted in the middle of it")
-        elif entry.fraction is not None and moment - entry.moved >= STALL:
-            self._give_up(entry, f"it stands still at {entry.fraction:.0%}")
-        elif _is_loaded(node, entry.model):
+        words = loss(entry, node, moment, self._registry.snapshot.policy.stale_after)
+        if words is not None:
+            self._fail(entry, words)
+            entry.stop()
+        elif node is not None and _is_loaded(node, entry.model):
             self._succeed(entry)
             entry.stop()
-        elif entry.has_ended and not node.healthy:
-            self._give_up(entry, f"the node is down: {node.trouble}")
-
-    def _give_up(self, entry: Entry, words: str) -> None:
-        self._fail(entry, words)
-        entry.stop()
 
     def _be_late(self, entry: Entry) -> None:
         """A time-out is no failure: the load is the node's, and goes on."""

@@ -32,6 +32,10 @@ class Entry:
         in the node's words. is_ours: we asked for it. is_unasked: for a copy that
         is kept, not for a request. may_evict: whether other models may be unloaded for it; set
         once a request joins that may. refusal: what it ended with, if with one.
+
+    epoch: of the node when it was asked. is_called: the call that asked is open. restarted: loop
+        time at which the node seemed to have restarted since. still: seconds without progress, as
+        far as the node reported; contact: its last report, monotonic. See `supervision`.
     """
 
     def __init__(
@@ -52,10 +56,14 @@ class Entry:
         self.may_evict = may_evict
         self.state = State.QUEUED
         self.line = Line()
-        self.began = self.moved = now()
+        self.began = now()
         self.stage: str | None = None
         self.fraction: float | None = None
         self.epoch = 0
+        self.is_called = False
+        self.restarted: float | None = None
+        self.still = 0.0
+        self.contact: float | None = None
         self.job: asyncio.Task[None] | None = None
         self.refusal: Refusal | None = None
         self._over = asyncio.Event()
@@ -76,15 +84,15 @@ class Entry:
 
     def begins(self, epoch: int) -> None:
         """Its node, which has restarted so often, is asked to load it. Raises IllegalTransition."""
-        self.epoch, self.began, self.moved = epoch, now(), now()
+        self.epoch, self.began = epoch, now()
         self.happens(Event.PLACED)
 
-    def notes(self, info: Model | None, moment: float) -> bool:
+    def notes(self, info: Model | None) -> bool:
         """Take in how far its node says it is; whether that is news."""
         progress = info.progress if info is not None else None
         if progress is None or (progress.stage, progress.fraction) == (self.stage, self.fraction):
             return False
-        self.stage, self.fraction, self.moved = progress.stage, progress.fraction, moment
+        self.stage, self.fraction, self.still = progress.stage, progress.fraction, 0.0
         return True
 
     def stop(self) -> None:

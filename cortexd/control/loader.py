@@ -73,7 +73,7 @@ class Loader:
         has_waited = has_cleared = False
         while True:
             try:
-                return await self._load(model, placement)
+                return await self._load(entry, placement)
             except NodeError as error:
                 if not _is_full(error):
                     raise
@@ -91,10 +91,14 @@ class Loader:
             await self._room.wait_freed(node)
             log.info("loading %r on %s once more", model, node)
 
-    async def _load(self, model: str, placement: Placement) -> None:
-        node = placement.node
-        if await self._clients[node].load(placement.spec) == LOADED:
-            return
+    async def _load(self, entry: Entry, placement: Placement) -> None:
+        model, node = entry.model, placement.node
+        entry.is_called = True
+        try:
+            if await self._clients[node].load(placement.spec) == LOADED:
+                return
+        finally:
+            entry.is_called = False
         # It took note of it: /models says what becomes of it.
         self._registry.tell(node, model, LOADING)
         while True:

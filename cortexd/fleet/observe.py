@@ -27,6 +27,8 @@ from cortexd.wire.neuron import (
 
 # seconds by which a node's uptime may lag behind our clock before it counts as restarted
 UPTIME_SLACK = 5.0
+# seconds of uptime up to which a process that lags counts as a new one; it may be the old one
+YOUNG = 60.0
 MOST_REQUESTS = 1_000_000  # running or queued; a larger number is none
 
 
@@ -49,11 +51,18 @@ class Observation(msgspec.Struct, frozen=True):
 
 
 def is_restarted(node: Node, health: Health, now: float) -> bool:
-    """Whether the node's uptime went back since we last saw it."""
+    """Return whether the node is another process than when it last answered.
+
+    Its uptime lags then, and is near 0. One that only lags is of a host that was suspended, or that
+    takes its uptime from a clock that was set back: the process ran already at the last answer, or
+    has not lost a second since.
+    """
     if node.health is None or node.health.uptime_secs is None or health.uptime_secs is None:
         return False
-    expected = node.health.uptime_secs + (now - node.health_at)
-    return health.uptime_secs < expected - UPTIME_SLACK
+    before, uptime, elapsed = node.health.uptime_secs, health.uptime_secs, now - node.health_at
+    if uptime >= before + elapsed - UPTIME_SLACK or uptime > elapsed + UPTIME_SLACK:
+        return False
+    return uptime < before or uptime < YOUNG
 
 
 def is_described_anew(node: Node, health: Health, now: float) -> bool:

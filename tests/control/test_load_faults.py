@@ -13,10 +13,11 @@ from aiohttp import web
 
 from cortexd.config.gateway import Loading
 from cortexd.config.units import Duration
-from cortexd.control import coldload
+from cortexd.control import coldload, supervision
 from tests.control.cold import SHORT, asking, codes, fleet_with, held, is_empty, waiting
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import Fleet, until
+from tests.gateway.fleet import Fleet
+from tests.waiting import GUARD, until
 
 LoadAnswer = Callable[[dict[str, Any]], Awaitable[web.Response]]
 
@@ -24,6 +25,7 @@ LoadAnswer = Callable[[dict[str, Any]], Awaitable[web.Response]]
 @pytest.fixture(autouse=True)
 def deadlines_are_looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coldload, "TICK", 0.02)
+    monkeypatch.setattr(supervision, "RESTART_GRACE", 0.1)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 409, 429, 500, 502, 503, 507])
@@ -233,6 +235,68 @@ async def test_a_restart_alone_says_so() -> None:
         assert codes(answers) == {"cold_load_failed": 3}
         assert all(b"restarted" in answer.body for answer in answers)
         await is_empty(fleet)
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+async def test_load_goes_on_when_the_nodes_clock_is_set_back(is_listed: bool) -> None:
+    neuron = held()
+    neuron.started -= 10_000
+    async with fleet_with(a=neuron) as fleet:
+        requests = asking(fleet, 3)
+        await waiting(fleet, 3)
+        await until(lambda: bool(fleet.loads("a")))
+        if is_listed:
+            neuron.models["m"] = "loading"
+        neuron.started += 5000
+        await polled(fleet, 5)
+        assert fleet.gateway.registry.snapshot.nodes["a"].epoch == 0
+        neuron.release.set()
+        assert codes(await asyncio.gather(*requests)) == {"200": 3}
+        assert len(fleet.loads("a")) == 1
+        assert not fleet.gateway.registry.ledger.failures
+        await is_empty(fleet)
+
+
+async def test_load_goes_on_when_a_node_that_seems_restarted_still_lists_it() -> None:
+    neuron = held()
+    neuron.started -= 1000
+    async with fleet_with(a=neuron) as fleet:
+        requests = asking(fleet, 3)
+        await waiting(fleet, 3)
+        await until(lambda: bool(fleet.loads("a")))
+        neuron.models["m"] = "loading"
+        neuron.started = time.monotonic()
+        await until(lambda: fleet.gateway.registry.snapshot.nodes["a"].epoch == 1)
+        await polled(fleet, 10)
+        neuron.release.set()
+        assert codes(await asyncio.gather(*requests)) == {"200": 3}
+        assert len(fleet.loads("a")) == 1
+        await is_empty(fleet)
+
+
+async def test_load_goes_on_when_its_call_is_answered_soon_after_a_restart_was_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervision, "RESTART_GRACE", GUARD)
+    neuron = held()
+    neuron.started -= 1000
+    async with fleet_with(a=neuron) as fleet:
+        requests = asking(fleet, 3)
+        await waiting(fleet, 3)
+        neuron.started = time.monotonic()
+        await until(lambda: fleet.gateway.registry.snapshot.nodes["a"].epoch == 1)
+        await polled(fleet, 5)
+        neuron.release.set()
+        assert codes(await asyncio.gather(*requests)) == {"200": 3}
+        assert len(fleet.loads("a")) == 1
+        await is_empty(fleet)
+
+
+async def polled(fleet: Fleet, count: int) -> None:
+    """So many more answers of the node a."""
+    neuron = fleet.neurons["a"]
+    so_far = len(neuron.called("GET", "/health"))
+    await until(lambda: len(neuron.called("GET", "/health")) >= so_far + count)
 
 
 # The node only takes note.

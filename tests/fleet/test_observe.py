@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,11 +77,31 @@ def test_what_is_forgotten_is_gone_until_a_poll_lists_it_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uptime", "restarted"), [(103.0, False), (98.1, False), (97.9, True), (0.5, True)]
+    ("uptime", "elapsed", "restarted"),
+    [
+        (103.0, 3, False),
+        (98.1, 3, False),
+        (0.5, 3, True),
+        (3.0, 3, True),
+        (97.9, 3, False),  # a clock was set back
+        (40.0, 3, False),
+        (100.0, 3600, False),  # the host was suspended for an hour
+        (104.0, 3600, False),
+        (99.0, 3600, True),  # it started less than an hour ago
+        (20.0, 3600, True),
+        (3700.0, 3600, False),
+    ],
 )
-def test_a_restart_is_an_uptime_that_went_back(uptime: float, restarted: bool) -> None:
+def test_node_has_restarted_when_its_uptime_lags_and_is_near_zero(
+    uptime: float, elapsed: float, restarted: bool
+) -> None:
     before = node("a")  # an uptime of 100 s at 1.1 s on our clock
-    assert is_restarted(before, Health(uptime_secs=uptime), 4.1) is restarted
+    assert is_restarted(before, Health(uptime_secs=uptime), 1.1 + elapsed) is restarted
+
+
+def test_young_node_that_lags_counts_as_restarted() -> None:
+    before = msgspec.structs.replace(node("a"), health=Health(uptime_secs=3))
+    assert is_restarted(before, Health(uptime_secs=5), 20.0)
 
 
 def test_a_restart_drops_the_description_and_starts_another_epoch() -> None:
