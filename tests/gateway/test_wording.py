@@ -91,17 +91,19 @@ async def test_a_stream_that_waits_for_its_turn_does_not_hear_of_a_load_that_has
     monkeypatch.setattr("cortexd.control.coldload.TICK", 0.01)
     async with loading(neuron) as (fleet, _, client):
         first = asyncio.create_task(fleet.ask())
-        await until(lambda: fleet.gateway.table.waiting() == {"m": 1})
-        await client.send(CHAT.request())
-        neuron.models["m"] = {"id": "m", "status": "loading", "progress": progress}
-        await client.read_until(b": cortexd loading m on a 99%")
-        neuron.models["m"] = {"id": "m", "status": "loaded", "progress": progress}
-        neuron.release.set()
-        await client.read_until(b": cortexd waiting for m")
-        await client.read_until(b": cortexd waiting for m")
-        (row,) = (await fleet.get("/api/fleet")).json["nodes"][0]["models"]
-        assert (row["status"], row["stage"], row["fraction"]) == ("loaded", None, None)
-        thought.set()
+        try:
+            await until(lambda: fleet.gateway.table.waiting() == {"m": 1})
+            await client.send(CHAT.request())
+            neuron.models["m"] = {"id": "m", "status": "loading", "progress": progress}
+            await client.read_until(b": cortexd loading m on a 99%")
+            neuron.models["m"] = {"id": "m", "status": "loaded", "progress": progress}
+            neuron.release.set()
+            await client.read_until(b": cortexd waiting for m")
+            await client.read_until(b": cortexd waiting for m")
+            (row,) = (await fleet.get("/api/fleet")).json["nodes"][0]["models"]
+            assert (row["status"], row["stage"], row["fraction"]) == ("loaded", None, None)
+        finally:
+            thought.set()
         rest = await client.read_until(CHAT.answer[-5:])
         assert b"99%" not in rest
         assert (await first).status == 200
