@@ -24,7 +24,8 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 # The client's secrets are for the gateway, not for the nodes; length, host and encoding are
-# stated anew, because the request that goes upstream is a new one.
+# stated anew, because the request that goes upstream is a new one. Which pages may ask is
+# decided at the gateway; engines that see where a page is from would decide again, and refuse it.
 _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     b"accept-encoding",
     b"authorization",
@@ -32,6 +33,12 @@ _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     b"content-length",
     b"expect",
     b"host",
+    b"origin",
+    b"sec-fetch-dest",
+    b"sec-fetch-mode",
+    b"sec-fetch-site",
+    b"sec-fetch-storage-access",
+    b"sec-fetch-user",
     b"x-request-id",
 }
 # The gateway answers under its own name and its own request id, and at its own time, as nginx does;

@@ -129,6 +129,33 @@ async def test_inference_for_a_neuron_behind_a_port_mapping_goes_through_the_map
             await gateway.close()
 
 
+async def test_an_allowed_page_is_served_by_a_neuron_behind_the_gateway() -> None:
+    page = {"Origin": "https://chat.example", "Sec-Fetch-Site": "cross-site"}
+    async with running_neuron(local("a"), harness=FakeHarness(serve=echo)) as (neuron, _):
+        gateway = Gateway(
+            Config(
+                gateway=GatewaySettings(
+                    listen="127.0.0.1:0", admin_listen="", cors_origins=(page["Origin"],)
+                ),
+                neurons=(Neuron("a", neuron.url),),
+            )
+        )
+        await gateway.start()
+        try:
+            await until(lambda: gateway.registry.snapshot.settled)
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(
+                    f"{gateway.url}/v1/completions", json={"model": "a"}, headers=page
+                ) as answer,
+            ):
+                assert answer.status == 200
+                seen = (await answer.json())["headers"]
+            assert not {"origin", "sec-fetch-site"} & seen.keys()
+        finally:
+            await gateway.close()
+
+
 async def test_slashes_of_an_id_may_come_as_they_are() -> None:
     async with running_neuron(local("a/b/c"), harness=FakeHarness()) as (neuron, session):
         for spelling in ("a/b/c", "a%2Fb/c", "a%2fb%2fc"):
