@@ -28,7 +28,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Raises ConfigError with all that is wrong."""
     from cortexd.config.check import read_gateway, read_neuron
-    from cortexd.config.check_warnings import gateway_warnings, neuron_warnings
+    from cortexd.config.check_warnings import (
+        alias_warnings,
+        gateway_warnings,
+        neuron_warnings,
+    )
 
     if args.neuron:
         path = config_path(args.config, "neuron.toml")
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     path = config_path(args.config, "cortex.toml")
     config, source = read_gateway(path, with_directories=True)
-    for line in source.lines(gateway_warnings(config)):
+    for line in source.lines([*gateway_warnings(config), *alias_warnings(config)]):
         print(f"warning: {plain(line)}", file=sys.stderr)
     print(
         f"{path}: good; {len(config.neurons)} neurons, {len(config.models)} models, "

@@ -33,6 +33,21 @@ def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Itera
             )
 
 
+def alias_warnings(config: gateway.Config) -> Iterator[Problem]:
+    """The warnings about aliases of models that the catalogue does not list.
+
+    Not for a gateway that runs: it knows which models its nodes have.
+    """
+    models = [profile.id for profile in config.models]
+    for alias, model in config.aliases.items():
+        if model not in models:
+            yield Problem(
+                ("aliases", alias),
+                f"no [[models]] entry is called {quoted(model)}{did_you_mean(model, models)}; "
+                "requests for the alias are refused unless a node has the model by itself",
+            )
+
+
 def neuron_warnings(config: neuron.Config) -> Iterator[Problem]:
     """The warnings about a node agent's configuration that was checked."""
     where = config.neuron.listen

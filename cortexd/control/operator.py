@@ -22,6 +22,7 @@ from cortexd.control.turns import now
 from cortexd.control.unloads import Unloads
 from cortexd.daemon.state import StateFile
 from cortexd.errors import Refusal
+from cortexd.fleet.aliases import name_alias
 from cortexd.fleet.assessment import infeasibility
 from cortexd.fleet.memory import RESIDENT
 from cortexd.fleet.placement import Placement, load_request
@@ -80,6 +81,8 @@ class Operator:
                 where = await self._bring(model, node)
         except TimeoutError:
             raise still_loading(model, node) from None
+        except Refusal as refusal:
+            raise name_alias(refusal, name, model) from refusal
         return Loaded(where, round(now() - began, 3))
 
     async def unload(self, name: str, node: str | None = None, *, force: bool = False) -> list[str]:
@@ -92,7 +95,7 @@ class Operator:
         self._check_node(node)
         replicas, entry = snapshot.replicas.get(model, ()), self._table.ours(model)
         if not replicas and entry is None and model not in snapshot.catalogue.profiles:
-            raise _not_found(model)
+            raise name_alias(_not_found(model), name, model)
         there = {each.node for each in replicas if each.status in RESIDENT}
         if entry is not None and entry.node is not None:
             there.add(entry.node)

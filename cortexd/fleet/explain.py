@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from cortexd.fleet.aliases import name_alias
 from cortexd.fleet.assessment import Assessment, assess
 from cortexd.fleet.choice import is_suspect, score
 from cortexd.fleet.memory import free
@@ -81,6 +82,8 @@ def explain(name: str, snapshot: Snapshot, ledger: Ledger, now: float) -> Explan
     model = snapshot.catalogue.resolve(name)
     here = {replica.node: replica for replica in snapshot.replicas.get(model, ())}
     decision = decide(Query(model), snapshot, ledger, now)
+    if isinstance(decision, Refuse):
+        decision = Refuse(name_alias(decision.refusal, name, model))
     kind, node, code, words = _told(decision, ledger)
     return Explanation(
         model=model,

@@ -16,23 +16,26 @@ from cortexd.metrics import OTHER, Metrics
 from cortexd.proxy.call import Carried
 from cortexd.wire import responses
 
-# Answers that speak of no tokens by their nature.
-UNCOUNTED = frozenset(
+# Requests that only ask about tokens: no other model is unloaded for them.
+TOKEN_PATHS: Final = frozenset(
     {
-        "/tokenize",
-        "/detokenize",
         "/v1/messages/count_tokens",
         "/v1/chat/completions/input_tokens",
         "/v1/responses/input_tokens",
-        responses.ITEM_PATH,  # its tokens were counted when it was made
-        "/v1/moderations",
-        "/v1/audio/speech",
-        "/v1/audio/transcriptions",
-        "/v1/audio/translations",
-        "/v1/images/generations",
-        "/v1/images/edits",
+        "/tokenize",
+        "/detokenize",
     }
 )
+# Answers that speak of no tokens that were used for them.
+UNCOUNTED: Final = TOKEN_PATHS | {
+    responses.ITEM_PATH,  # counted when it was made
+    "/v1/moderations",
+    "/v1/audio/speech",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+}
 BATCH: Final = 64  # requests that are entered together
 DELAY: Final = 0.1  # seconds for which the first of them waits
 CLIENT_GONE = 499  # nginx's status for a client that left before its answer

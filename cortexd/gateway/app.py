@@ -18,6 +18,7 @@ from cortexd.config.changes import Changes
 from cortexd.config.current import Current, Settings
 from cortexd.config.gateway import Config, Neuron
 from cortexd.config.secrets import token_source
+from cortexd.control.alias_watch import AliasWatch
 from cortexd.control.coldload import LoadTable
 from cortexd.control.dispatch import Dispatcher
 from cortexd.control.endpoints import Endpoints
@@ -167,6 +168,7 @@ class Gateway:
         )
         self._known_models = KnownModels(self.registry, self._state)
         self.registry.watchers.append(self._known_models.observed)
+        self.registry.watchers.append(AliasWatch(self.registry).observed)
         clients = {
             neuron.name: self._connect(neuron, current.tokens.get(neuron.name))
             for neuron in config.neurons

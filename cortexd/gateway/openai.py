@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from cortexd.fleet.aliases import points_nowhere
 from cortexd.fleet.assessment import infeasibility
 from cortexd.fleet.loadable import no_file_reason
 from cortexd.fleet.route_refusals import listed_before, unknown_model
@@ -29,6 +30,7 @@ from cortexd.wire.openai import Location, ModelCard, ModelList
 # What the fleet says of a model that several nodes know: the best of their words.
 _PRECEDENCE = {LOADED: 0, RELOADING: 0, LOADING: 1, RECOVERING: 2, UNLOADED: 3, FAILED: 4}
 _SHOWN = {RELOADING: LOADED}
+MISSING: Final = "missing"  # of an alias whose model is nowhere
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -79,6 +81,7 @@ class ModelBook:
             statuses.append(LOADING)
         status = min(statuses, key=lambda s: _PRECEDENCE.get(s, 9), default=UNLOADED)
         status = _SHOWN.get(status, status)
+        is_missing = name in catalogue.aliases and points_nowhere(name, snapshot)
         infos = [info for _, info in found]
         limit = _smallest(
             [profile.limit if profile is not None else None, *(info.limit for info in infos)]
@@ -88,7 +91,7 @@ class ModelBook:
             id=name,
             created=self._created,
             loaded=status == LOADED,
-            status=status if status in _PRECEDENCE else UNLOADED,
+            status=MISSING if is_missing else status if status in _PRECEDENCE else UNLOADED,
             locations=[
                 *(Location(node.name, info.status, info.vram_used_mb) for node, info in found),
                 *(Location(node.name, UNKNOWN) for node in unheard),

@@ -21,7 +21,8 @@ from cortexd.control.liveness import Liveness
 from cortexd.control.refusals import shutting_down
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
-from cortexd.gateway.accounting import CLIENT_GONE, Accounting
+from cortexd.fleet.aliases import name_alias
+from cortexd.gateway.accounting import CLIENT_GONE, TOKEN_PATHS, Accounting
 from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.cors import allowance_lines
 from cortexd.gateway.hops import HOP_LINES, HOPS, count_hops
@@ -59,17 +60,6 @@ TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _ERRORS: Final = range(400, 600)
 _INSPECTED: Final = STATUSES | {HTTPStatus.UNAUTHORIZED}
 _UNREACHED: Final = frozenset({"refused", "unreachable"})
-
-# Requests that only ask about tokens: no other model is unloaded for them.
-TOKEN_PATHS: Final = frozenset(
-    {
-        "/v1/messages/count_tokens",
-        "/v1/chat/completions/input_tokens",
-        "/v1/responses/input_tokens",
-        "/tokenize",
-        "/detokenize",
-    }
-)
 
 
 class Relay:
@@ -121,11 +111,12 @@ class Relay:
             carried = inbound.carried = await self._carry(inbound, body, splice, alive)
             inbound.status = carried.status
             return splice.response()
-        except Refusal as refusal:
+        except Refusal as refused:
+            refusal = name_alias(refused, inbound.asked, inbound.model)
             inbound.status = status_of(refusal, inbound.dialect)
             inbound.code = refusal.kind.code
             if splice is None or alive is None or not splice.is_open:
-                raise
+                raise refusal from refused.__cause__
             self._accounting.refused(refusal)
             alive.fail(refusal)
             return splice.response()
@@ -170,7 +161,7 @@ class Relay:
     async def _read_item(self, inbound: Inbound, hold: Hold) -> bytes:
         """The body of a request for one response, most likely empty. Raises Refusal."""
         inbound.hops = count_hops(inbound.request.headers.get(HOPS))
-        inbound.target, inbound.path = inbound.path, responses.ITEM_PATH
+        inbound.target, inbound.path = inbound.path.rstrip("/"), responses.ITEM_PATH
         response = requested_response(inbound.request.method, inbound.target)
         place = self._stored.find(response)
         if place is None:

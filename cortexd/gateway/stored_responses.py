@@ -86,7 +86,11 @@ def requested_response(method: str, path: str) -> str:
         )
     allowed = _METHODS[match[2]]
     if method not in allowed:
-        raise Refusal(errors.METHOD_NOT_ALLOWED, f"{path} takes {' and '.join(allowed)}.")
+        raise Refusal(
+            errors.METHOD_NOT_ALLOWED,
+            f"{path} takes {' or '.join(allowed)}.",
+            allow=(*allowed, "OPTIONS"),
+        )
     return match[1]
 
 

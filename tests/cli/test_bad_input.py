@@ -232,6 +232,20 @@ def test_a_file_that_is_empty_is_all_defaults(
     assert len(err.splitlines()) == 1
 
 
+def test_alias_of_a_model_that_is_not_in_the_catalogue_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cortex.toml").write_text(
+        '[gateway]\nlisten = "127.0.0.1:1"\n[[models]]\nid = "qwen"\n[aliases]\nsmall = "qwem"\n'
+    )
+    status, out, err = told(tmp_path, capsys)
+    assert (status, "good" in out) == (0, True)
+    assert err == (
+        'warning: DIR/cortex.toml:6: aliases.small: no [[models]] entry is called "qwem"; did you '
+        'mean "qwen"?; requests for the alias are refused unless a node has the model by itself\n'
+    )
+
+
 def test_a_byte_order_mark_and_windows_lines_are_no_mistake_and_lines_are_still_right(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

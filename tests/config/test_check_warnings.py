@@ -6,7 +6,7 @@ import pytest
 
 from cortexd.config import neuron
 from cortexd.config.catalogue import Profile
-from cortexd.config.check_warnings import gateway_warnings, neuron_warnings
+from cortexd.config.check_warnings import alias_warnings, gateway_warnings, neuron_warnings
 from cortexd.config.gateway import Config, Gateway
 
 LOCAL = Gateway(listen="127.0.0.1:8080")
@@ -59,3 +59,13 @@ def test_a_neuron_that_anyone_can_reach_is_warned_of(listen: str) -> None:
 @pytest.mark.parametrize("listen", ["127.0.0.1:13131", "127.3.2.1:1", "[::1]:1", "localhost:1"])
 def test_a_neuron_on_loopback_is_not(listen: str) -> None:
     assert not list(neuron_warnings(neuron.Config(neuron.Agent(listen=listen))))
+
+
+def test_an_alias_of_a_model_that_the_catalogue_does_not_list_is_warned_of() -> None:
+    models = (Profile("Qwen/Qwen3-8B"),)
+    aliases = {"good": "Qwen/Qwen3-8B", "typo": "Qwen/Qwen3-8b", "own": "somewhere"}
+    typo, own = alias_warnings(Config(gateway=LOCAL, models=models, aliases=aliases))
+    assert typo.key == ("aliases", "typo")
+    assert 'did you mean "Qwen/Qwen3-8B"?' in typo.found
+    assert own.key == ("aliases", "own")
+    assert "unless a node has the model by itself" in own.found

@@ -105,6 +105,7 @@ async def test_response_is_asked_for_at_its_node() -> None:
             found = await send(fleet, "GET", path)
             assert (found.status, found.json["id"]) == (200, response)
             assert found.headers["x-cortex-node"] == node
+            assert (await send(fleet, "GET", path + "/")).status == 200
             items = await send(fleet, "GET", f"{path}/input_items?limit=3")
             assert (items.status, items.json["query"]) == (200, "limit=3")
             cancelled = await send(fleet, "POST", f"{path}/cancel")
@@ -113,7 +114,7 @@ async def test_response_is_asked_for_at_its_node() -> None:
             gone = await send(fleet, "GET", path)
             assert (gone.status, gone.json["error"]["message"]) == (404, "gone")  # the node's own
         labels = {"path": "/v1/responses/{id}", "model": "m"}
-        assert await fleet.metric("cortexd_requests_total", status="200", **labels) == 24
+        assert await fleet.metric("cortexd_requests_total", status="200", **labels) == 30
         assert await fleet.metric("cortexd_requests_total", status="404", **labels) == 6
         assert await fleet.metric("cortexd_usage_missing_total") == 6  # of those that made them
 
@@ -155,6 +156,8 @@ async def test_response_that_no_node_is_known_to_have(
     async with running_fleet(**pair()) as fleet:
         answer = await send(fleet, method, path)
         assert (answer.status, answer.headers["x-cortex-code"]) == (status, code)
+        if status == 405:
+            assert answer.headers["Allow"].endswith(", OPTIONS")
         if code == "response_not_found":
             assert "does not know which node has" in answer.json["error"]["message"]
         exposition = (await fleet.get("/metrics")).body

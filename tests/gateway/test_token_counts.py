@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
-from cortexd.gateway.relay import TOKEN_PATHS
+from cortexd.gateway.accounting import TOKEN_PATHS
 from cortexd.wire.neuron import LOADED, UNLOADED
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import running_fleet
