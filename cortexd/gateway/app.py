@@ -136,7 +136,7 @@ class Gateway:
         in_flight = sum(self.registry.ledger.in_flight.values())
         if not self._ready:
             return f"stopping, {in_flight} in flight"
-        return status_line(self.registry.snapshot, in_flight, self.reload.trouble)
+        return status_line(self.registry.snapshot, in_flight, self._problems())
 
     async def start(self) -> None:
         """Build everything, open the listeners, start polling.

@@ -95,8 +95,8 @@ def failed_loads(snapshot: Snapshot, ledger: Ledger, now: float) -> dict[tuple[s
     return failed
 
 
-def status_line(snapshot: Snapshot, in_flight: int, trouble: str | None = None) -> str:
-    """The same in one line for `systemctl status`. trouble: why the last reload failed."""
+def status_line(snapshot: Snapshot, in_flight: int, problems: Sequence[str] = ()) -> str:
+    """The same in one line for `systemctl status`. problems: of the gateway itself."""
     loaded = sum(
         any(replica.status == LOADED for replica in replicas)
         for replicas in snapshot.replicas.values()
@@ -105,4 +105,4 @@ def status_line(snapshot: Snapshot, in_flight: int, trouble: str | None = None) 
         f"{snapshot.healthy} of {len(snapshot.nodes)} nodes up, {loaded} models, "
         f"{in_flight} in flight"
     )
-    return line if trouble is None else f"{line}; {trouble}"
+    return "; ".join([line, *problems])

@@ -13,7 +13,7 @@ from typing import Final
 _VALUE: Final = rb'[ \t]*:[ \t]*"[^"]'  # a string that is not empty
 
 _CHAT: Final = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|refusal|transcript)"'
+    rb'"(?:content|text|reasoning_content|reasoning|thinking|refusal|transcript)"'
     + _VALUE
     + rb'|"tool_calls"[ \t]*:[ \t]*\[[ \t]*\{|"function_call"[ \t]*:[ \t]*\{'
 )

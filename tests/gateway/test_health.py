@@ -62,7 +62,7 @@ def test_the_status_is_one_line_that_counts_each_model_once() -> None:
         node("c", up=False),
     )
     assert status_line(snapshot, 7) == "2 of 3 nodes up, 2 models, 7 in flight"
-    assert status_line(snapshot, 0, "x").endswith("0 in flight; x")
+    assert status_line(snapshot, 0, ["x", "y"]).endswith("0 in flight; x; y")
 
 
 def test_models_that_failed_impair_with_their_reason() -> None:

@@ -91,6 +91,7 @@ def test_event_has_no_token(path: str, event: dict[str, Any]) -> None:
         (CHAT, chat(reasoning_content="hm")),
         (CHAT, chat(role="assistant", reasoning="hm")),
         (CHAT, chat(refusal="no")),
+        (CHAT, chat(content=[{"type": "text", "text": "h"}])),
         (CHAT, chat(tool_calls=[{"index": 0, "id": "1", "function": {"name": "f"}}])),
         (COMPLETIONS, {"choices": [{"index": 0, "text": " a"}]}),
         (MESSAGES, {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}}),
