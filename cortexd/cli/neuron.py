@@ -32,6 +32,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT; 1 when it can't start. Raises ConfigError."""
+    from cortexd.daemon import startup
+
+    startup.begin()
     from cortexd.config.check import read_neuron
     from cortexd.config.check_files import neuron_files
     from cortexd.daemon import logs
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(config: Config, base: Path) -> int:
-    from cortexd.daemon import notify
+    from cortexd.daemon import loop, notify
     from cortexd.daemon.signals import wait_for_stop
     from cortexd.neuron.app import Neuron, StartError
 
@@ -57,6 +60,7 @@ async def _serve(config: Config, base: Path) -> int:
         print(f"cortexd neuron: {error}", file=sys.stderr)
         return 1
     log.info("listening on %s, %d models configured", neuron.url, len(config.models))
+    loop.settle()
     notify.send("READY=1")
     signal = await wait_for_stop()
     log.info("stopping: %s", signal.name)

@@ -38,6 +38,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT. Raises ConfigError (78) on what can't be used."""
+    from cortexd.daemon import startup
+
+    startup.begin()
     from cortexd.daemon import logs
     from cortexd.daemon.access import AccessLog
     from cortexd.daemon.loop import run as run_loop

@@ -25,3 +25,4 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_THRESHOLD, 20, 50)
+    gc.enable()
