@@ -39,9 +39,15 @@ class Known:
         return self.metrics.registry.get_sample_value(f"cortexd_{name}", labels)
 
 
-@pytest.mark.parametrize("code", KINDS)
+@pytest.mark.parametrize("code", sorted(KINDS.keys() - {"unknown_route"}))
 def test_every_refusal_is_0_from_the_start(code: str) -> None:
     assert Known().of("refusals_total", code=code) == 0
+
+
+def test_unknown_paths_are_0_from_the_start() -> None:
+    known = Known()
+    assert known.of("unknown_paths_total") == 0
+    assert known.of("refusals_total", code="unknown_route") is None
 
 
 def test_faults_and_polls_are_0_from_the_start() -> None:
