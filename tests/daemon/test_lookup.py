@@ -15,6 +15,7 @@ import pytest
 from cortexd.daemon import lookup
 from cortexd.daemon.lookup import LookupThreads
 from cortexd.daemon.resolver import Resolver
+from cortexd.proxy.browser import is_address
 from cortexd.proxy.listen import listen
 from cortexd.proxy.server import DoorServer
 from tests.proxy.site import Site
@@ -35,7 +36,7 @@ class DeadNameServer:
         self.asked.append(host)
         if host == "beast":
             return [INFO]
-        if host is None or options.get("flags", 0) & socket.AI_NUMERICHOST:
+        if host is None or is_address(host):
             return real_getaddrinfo(host, *args, **options)
         self.answer.wait(GUARD)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -92,7 +93,9 @@ async def test_missing_thread_is_an_error_that_says_so(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ""])
-async def test_listener_opens_while_no_name_server_answers(host: str) -> None:
+async def test_listener_opens_while_no_name_server_answers(
+    host: str, name_server: DeadNameServer
+) -> None:
     site = Site(None)
     server = DoorServer(site.handle, site.refuse, max_body=1, max_connections=10)
     async with asyncio.timeout(GUARD):
