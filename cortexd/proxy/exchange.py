@@ -364,6 +364,8 @@ class _Flight:
         else:  # into a stream that the gateway has opened
             self._is_passed_on = splice.first_at is not None
         fault.is_taken_back = self._has_head and not self._is_passed_on
+        if splice.opening is not None:
+            splice.opening.rest()  # nothing of this answer may come before another
         if self._is_passed_on:
             words = self._call.last_words(fault) if splice.is_event_stream else b""
             # Where there is neither a word nor a missing chunk, only a reset tells.

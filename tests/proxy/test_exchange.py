@@ -18,6 +18,7 @@ from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.call import Call, Carried
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.splice import Splice
+from cortexd.wire.chunks import FirstChunk
 from cortexd.wire.usage import Usage
 from tests.functional.faults import Close, Origin, Pause, Reset, Script, Send, Stall, refusing
 from tests.functional.raw import Client, Heard, connected, post
@@ -159,6 +160,24 @@ async def test_an_upstream_that_dies_in_the_open_stream_ends_it_in_the_last_word
         assert (heard.complete, heard.ended) == (is_proper, None if is_proper else "eof")
     assert carried[0].is_interrupted
     assert carried[0].first_byte is not None
+
+
+async def test_half_an_event_that_is_held_back_is_dropped_with_its_answer() -> None:
+    bad = Origin([Send(SSE_HEAD + chunks(EVENTS[0][:20])), Close()])
+    good = Origin([Send(streamed())])
+
+    async def play(splice: Splice, carry: Carry) -> None:
+        splice.opening = FirstChunk("/v1/chat/completions", b"")
+        with pytest.raises(UpstreamFault) as raised:
+            await carry(call(bad.url))
+        assert raised.value.is_taken_back
+        await carry(call(good.url))
+
+    async with bad.running(), good.running(), opened(play) as client:
+        heard = await client.ask(post(b""))
+        assert heard.body.startswith(EARLY + b'data: {"id":"c1"')
+        assert heard.body.endswith(b"\n\n" + STREAM)
+        assert heard.body.count(b"\n\n") == EARLY.count(b"\n\n") + 1 + STREAM.count(b"\n\n")
 
 
 async def test_what_the_gateway_says_while_it_waits_is_not_the_answers_first_byte() -> None:
