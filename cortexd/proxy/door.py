@@ -227,12 +227,25 @@ class Door(web.RequestHandler):
         peer = self._wire and self._wire.get_extra_info("peername")
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a socket file"
 
-    def idle_for(self, now: float) -> float:
-        """Seconds for which nothing was asked for here and nothing has come; 0.0 if it is busy."""
-        wire = self._wire
-        if wire is None or not self.is_idle or self._deadlines.unsent or has_unread(wire):
+    def silent_for(self, now: float) -> float:
+        """Seconds for which the client owes bytes, or a request, and nothing has come; else 0.0."""
+        wire, gate = self._wire, self._gate
+        if wire is None or gate is None or not wire.is_reading() or has_unread(wire):
+            return 0.0
+        if gate.awaits == "body" or (gate.awaits and self.is_idle):
+            return now - gate.since
+        if not self.is_idle or self._deadlines.unsent:
             return 0.0
         return self._deadlines.idle_for(now, self._request_count)
+
+    def make_way(self) -> None:
+        """Close it for another connection."""
+        if self._gate is not None and self._gate.awaits is not None:
+            log.info(
+                "closed the connection from %s: it sent nothing, and there are too many",
+                self._peer(),
+            )
+        self.force_close()
 
     def end_idle(self) -> None:
         """End a connection on which nothing is asked for, without resetting a request on its way.

@@ -20,17 +20,17 @@ SLOWEST_UPLOAD: Final = 128 << 10
 # cap.
 MOST_TURNED_AWAY: Final = 64
 # Where there are as many connections as there may be: how many of the oldest are looked at, and for
-# how many seconds nothing was asked for on one that ends for a new one.
+# how many seconds the client of one that ends for a new one has sent nothing that it owes.
 EXAMINED: Final = 64
-SILENT: Final = 1.0
+SILENT: Final = 2.0
 SWEEP: Final = 1.0  # seconds between two looks at the deadlines; they are met to within that
 
 
 class DoorServer(Keeper):
     """Makes a Door of every connection.
 
-    max_connections: above it a connection on which nothing is asked for ends for the new one; where
-        there is none, the new one is answered 503 `overloaded` and closed.
+    max_connections: above it a connection whose client is silent ends for the new one; where there
+        is none, the new one is answered 503 `overloaded` and closed.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class DoorServer(Keeper):
         self._were_idle = idle
 
     def _make_room(self) -> bool:
-        """End the oldest connection on which nothing is asked for: silent ones lock nobody out."""
+        """End the oldest connection whose client is silent: such ones lock nobody out."""
         now = self._loop.time()
         for door in islice(self._doors, EXAMINED):
-            if door.idle_for(now) > SILENT:
-                door.force_close()
+            if door.silent_for(now) > SILENT:
+                door.make_way()
                 self.forget(door)
                 return True
         return False

@@ -732,16 +732,30 @@ async def test_silent_connections_make_room_for_a_new_one(
             assert (await busy.read_answer("GET")).body == b"whole"
 
 
+@pytest.mark.parametrize("begun", [POST + b"12345", b"GET / HTTP/1.1\r\n"])
+async def test_clients_that_send_half_a_request_make_room_for_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(servers, "SILENT", 0.0)
+    async with open_site(max_connections=1) as site, connected(site.address) as half:
+        await half.send(begun)
+        await until(lambda: bool(site.server.doors) and site.door._gate is not None)
+        await until(lambda: site.door._gate.awaits is not None)
+        async with connected(site.address) as client:
+            assert (await client.ask(GET)).status == 200
+        assert await half.read_rest() == b""
+
+
 async def test_a_connection_whose_request_is_on_its_way_is_not_ended_for_a_new_one() -> None:
     async with open_site() as site, connected(site.address) as client:
         await client.send(GET)
         await client.read_until(b"hello")
         door, now = site.door, asyncio.get_running_loop().time()
-        assert door.idle_for(now + 10) == 0.0  # it was not looked at since
+        assert door.silent_for(now + 10) == 0.0  # it was not looked at since
         assert door.overdue(now + 10) is None
-        assert door.idle_for(now + 15) == 5.0
+        assert door.silent_for(now + 15) == 5.0
         client.sock.send(GET)
-        assert door.idle_for(now + 15) == 0.0  # the kernel has it
+        assert door.silent_for(now + 15) == 0.0  # the kernel has it
 
 
 async def test_an_idle_connection_is_kept_longer_than_its_answers_say() -> None:
