@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 
 from cortexd.config.catalogue import Profile
+from cortexd.fleet.memory import RESIDENT
 from cortexd.fleet.snapshot import Files, Ledger, Node
-from cortexd.wire.neuron import FAILED, UNKNOWN, Discovery
-
-_UNCERTAIN = frozenset({FAILED, UNKNOWN})
+from cortexd.wire.neuron import Discovery
 
 
 def files_of(discovery: Discovery) -> Files | None:
@@ -25,12 +24,12 @@ def files_of(discovery: Discovery) -> Files | None:
 def has_file(profile: Profile, node: Node) -> bool | None:
     """Return whether `node` could load the model as far as files go; None: the node does not say.
 
-    A down node is taken at its last word. A node that says lists what it has under /models too.
+    A down node is taken at its last word. What is resident needs no file any more.
     """
     if node.files is None:
         return None
     info = node.models.get(profile.id)
-    if info is not None and info.status not in _UNCERTAIN:
+    if info is not None and info.status in RESIDENT:
         return True
     quants = _quants(profile, node.files)
     return quants is None or _is_among(profile.quant, quants)

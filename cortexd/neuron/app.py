@@ -85,7 +85,7 @@ class Neuron:
             directories=directories,
             load_timeout=config.neuron.load_timeout,
         )
-        self._files = FileList(directories, [model.id for model in config.models])
+        self._files = FileList(directories, config.models)
         await self._files.start()
         self._resolver = Resolver()
         self._exchange = Exchange(self._resolver)

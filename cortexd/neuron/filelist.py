@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from cortexd.config.files import locate
+from cortexd.config.neuron import LocalModel
 from cortexd.daemon.tasks import Tasks
 from cortexd.neuron import library
 from cortexd.wire.neuron import Loadable
@@ -28,12 +30,12 @@ MAX_LISTED: Final = 4096  # models; a gateway takes a longer list for none
 class FileList:
     """The models that could be loaded here.
 
-    configured: ids that are loaded from a path of their own, whatever the directories hold.
+    configured: models that are loaded from a path of their own, in whatever quant it is.
     entries: None: there is no list, since there is too much, or it was not looked yet.
     version: a text that changes with the entries; None without them.
     """
 
-    def __init__(self, directories: Sequence[Path], configured: Iterable[str]) -> None:
+    def __init__(self, directories: Sequence[Path], configured: Iterable[LocalModel]) -> None:
         self._directories = tuple(directories)
         self._configured = tuple(configured)
         self._tasks = Tasks()
@@ -65,8 +67,7 @@ class FileList:
             await self.refresh()
 
     async def _look_now(self) -> None:
-        found = await asyncio.to_thread(library.loadable, self._directories)
-        entries = None if found is None else self._listed(found)
+        entries = await asyncio.to_thread(self._list)
         is_too_long = entries is None
         if is_too_long and not self._is_too_long:
             log.warning(
@@ -80,11 +81,15 @@ class FileList:
             content = msgspec.json.encode(entries)
             self.version = hashlib.blake2s(content, digest_size=8).hexdigest()
 
-    def _listed(self, found: dict[str, set[str]]) -> list[Loadable] | None:
-        names = sorted({*found, *self._configured})
-        if len(names) > MAX_LISTED:
+    def _list(self) -> list[Loadable] | None:
+        """Look through the directories. None: there is too much in them. Blocks."""
+        found = library.loadable(self._directories)
+        if found is None:
             return None
-        configured = set(self._configured)
-        return [
-            Loadable(name, None if name in configured else sorted(found[name])) for name in names
-        ]
+        listed = {name: Loadable(name, sorted(quants)) for name, quants in found.items()}
+        for model in self._configured:
+            if locate(self._directories, model.path).exists():
+                listed[model.id] = Loadable(model.id)
+            else:  # its path is what counts, whatever else is called like it
+                listed.pop(model.id, None)
+        return None if len(listed) > MAX_LISTED else [listed[name] for name in sorted(listed)]

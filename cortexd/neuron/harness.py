@@ -33,6 +33,10 @@ class EngineError(Exception):
     """An engine can't run, or can't run this model; the message carries its own words."""
 
 
+class FileMissing(EngineError):
+    """There is no file of the model to run."""
+
+
 class Engine(Protocol):
     """A running engine that holds one model."""
 

@@ -21,7 +21,7 @@ from cortexd.daemon.tasks import Tasks
 from cortexd.errors import BUSY, MODEL_NOT_FOUND, SHUTTING_DOWN, Refusal
 from cortexd.neuron import library
 from cortexd.neuron.devices import Devices
-from cortexd.neuron.harness import Engine, EngineError, Harness, Launch
+from cortexd.neuron.harness import Engine, EngineError, FileMissing, Harness, Launch
 from cortexd.neuron.refusals import (
     CUDA_UNAVAILABLE,
     INSUFFICIENT_VRAM,
@@ -176,7 +176,12 @@ class Residency:
         run.requests += 1
         run.idle.clear()
         try:
-            engine = await _wait_up(run)
+            try:
+                engine = await _wait_up(run)
+            except Refusal as refusal:
+                if refusal.kind is MODEL_NOT_FOUND:  # the model is known here, only its file is not
+                    raise Refusal(LOAD_FAILED, refusal.message) from refusal
+                raise
             run.serving += 1
             try:
                 yield engine
@@ -266,7 +271,7 @@ class Residency:
         if entry.run is not run:
             return
         entry.run = None
-        if refusal is not None and refusal.kind is LOAD_FAILED:
+        if refusal is not None and refusal.kind in (LOAD_FAILED, MODEL_NOT_FOUND):
             entry.error = refusal.message
         elif not entry.configured:
             del self._entries[entry.model.id]
@@ -287,6 +292,8 @@ class Residency:
                 await run.engine.wait_ready()
         except Refusal as refusal:
             return refusal
+        except FileMissing as error:
+            return Refusal(MODEL_NOT_FOUND, f"No file for {model.id!r}: {error}.")
         except EngineError as error:
             return Refusal(LOAD_FAILED, f"{model.id} did not load: {error}")
         except TimeoutError:

@@ -395,8 +395,12 @@ ASKS = st.lists(
 )
 
 
-def a_day(asks: list[tuple[str, float, float]]) -> None:
-    """Requests come in that order: a model, the pause before it, the seconds that it takes."""
+LATE = st.sampled_from([0.0, 0.0, 3.0, 12.0, 40.0])
+
+
+def a_day(asks: list[tuple[str, float, float]], late: float) -> None:
+    """Requests come in that order: a model, the pause before it, the seconds that it takes. late:
+    seconds until the machines report what an unload has freed."""
 
     async def story(house: House) -> None:
         tasks = []
@@ -406,22 +410,28 @@ def a_day(asks: list[tuple[str, float, float]]) -> None:
         assert set(await asyncio.gather(*tasks)) <= {"a", "b"}
         assert not any(note.startswith("out of memory") for note in house.notes)
 
-    tell(home(*MIXED, machines=(Machine("a", (24000,)), Machine("b", (16000, 16000)))), story)
+    machines = (
+        Machine("a", (24000,), reports_late=late),
+        Machine("b", (16000, 16000), reports_late=late),
+    )
+    tell(home(*MIXED, machines=machines), story)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(ASKS)
-def test_whatever_is_asked_for_fits_and_is_served(asks: list[tuple[str, float, float]]) -> None:
-    a_day(asks)
+@given(ASKS, LATE)
+def test_whatever_is_asked_for_fits_and_is_served(
+    asks: list[tuple[str, float, float]], late: float
+) -> None:
+    a_day(asks, late)
 
 
 @pytest.mark.soak
 @settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ASKS)
+@given(ASKS, LATE)
 def test_whatever_is_asked_for_fits_and_is_served_for_long(
-    asks: list[tuple[str, float, float]],
+    asks: list[tuple[str, float, float]], late: float
 ) -> None:
-    a_day(asks)
+    a_day(asks, late)
 
 
 def test_idle_models_go_after_their_time() -> None:

@@ -60,13 +60,15 @@ def test_what_a_node_does_not_say_is_unknown_not_absent() -> None:
     assert no_file_reason(Profile("m"), one, Ledger()) is None
 
 
-@pytest.mark.parametrize("status", ["unloaded", "loading", "loaded"])
-def test_a_node_that_lists_the_model_has_it_whatever_its_files(status: str) -> None:
+@pytest.mark.parametrize("status", ["loading", "loaded", "reloading", "recovering"])
+def test_a_resident_model_needs_no_file(status: str) -> None:
     assert has_file(Profile("x"), node("a", {"x": status}, discovery=FILES)) is True
 
 
-def test_a_failed_model_without_a_file_is_not_there() -> None:
-    assert has_file(Profile("x"), node("a", {"x": "failed"}, discovery=FILES)) is False
+@pytest.mark.parametrize("status", ["unloaded", "failed", "unknown"])
+def test_a_model_that_is_known_but_whose_file_is_gone_can_not_be_loaded(status: str) -> None:
+    assert has_file(Profile("x"), node("a", {"x": status}, discovery=FILES)) is False
+    assert has_file(Profile("m"), node("a", {"m": status}, discovery=FILES)) is True
 
 
 def test_a_down_node_is_taken_at_its_last_word() -> None:

@@ -5,11 +5,11 @@ from threading import Event
 
 import pytest
 
-from cortexd.config.neuron import Paths
+from cortexd.config.neuron import LocalModel, Paths
 from cortexd.neuron import filelist, library
 from cortexd.neuron.filelist import FileList
-from cortexd.nodes.client import NeuronClient
-from cortexd.wire.neuron import Loadable
+from cortexd.nodes.client import NeuronClient, NodeError
+from cortexd.wire.neuron import Loadable, LoadRequest
 from tests.neuron.engines import FakeHarness, local, running_neuron
 from tests.waiting import GUARD, eventually
 
@@ -20,7 +20,8 @@ async def test_a_neuron_tells_what_it_could_load_and_when_that_changes(
     monkeypatch.setattr(filelist, "RESCAN", 0.01)
     (tmp_path / "b-Q4_0.gguf").touch()
     paths = Paths(models=(str(tmp_path),))
-    async with running_neuron(local("a"), harness=FakeHarness(), paths=paths) as (neuron, session):
+    models = local("a", str(tmp_path / "b-Q4_0.gguf")), local("gone", str(tmp_path / "gone"))
+    async with running_neuron(*models, harness=FakeHarness(), paths=paths) as (neuron, session):
         client = NeuronClient(session, neuron.url)
         told = await client.discovery(GUARD)
         assert told.loadable == [Loadable("a"), Loadable("b", ["Q4_0"]), Loadable("b-Q4_0", [""])]
@@ -60,7 +61,8 @@ async def test_an_answer_does_not_wait_for_a_mount_that_hangs(
     monkeypatch.setattr(filelist, "WITHIN", 0.01)
     goes_on = Event()
     monkeypatch.setattr(library, "loadable", lambda _: goes_on.wait(GUARD) and {})
-    files = FileList([tmp_path], ["a"])
+    (tmp_path / "x").touch()
+    files = FileList([tmp_path], [local("a", "x")])
     await files.start()
     assert files.entries is None
     goes_on.set()
@@ -70,3 +72,20 @@ async def test_an_answer_does_not_wait_for_a_mount_that_hangs(
 
     await eventually(is_known)
     await files.close()
+
+
+async def test_a_configured_model_without_its_file_is_not_found_by_a_load(tmp_path: Path) -> None:
+    gone = LocalModel("gone", path=str(tmp_path / "gone.gguf"), vram_mb=10)
+    async with running_neuron(gone) as (neuron, session):
+        client = NeuronClient(session, neuron.url)
+        assert (await client.discovery(GUARD)).loadable == []
+        with pytest.raises(NodeError, match=r"No file for 'gone': .*gone.gguf") as refused:
+            await client.load(LoadRequest("gone"))
+        assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+        (listed,) = await client.models(GUARD)
+        assert (listed.status, listed.error) == ("failed", f"{refused.value.words}.")
+        # Requests don't hear that the model is unknown: it is, but it can't be loaded.
+        body = {"model": "gone", "messages": []}
+        async with session.post("/v1/chat/completions", json=body) as answer:
+            assert answer.status == 500
+            assert "No file for 'gone'" in await answer.text()

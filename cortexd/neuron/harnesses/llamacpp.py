@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 
 from cortexd.config.neuron import LocalModel
-from cortexd.neuron.harness import EngineError, Gpu, Launch
+from cortexd.neuron.harness import EngineError, FileMissing, Gpu, Launch
 
 _CHILD: Final = "cortexd.neuron.harnesses.llamacpp_child"
 _GPUS_TIMEOUT: Final = 60.0  # seconds; a driver that wakes up takes some
@@ -55,17 +55,21 @@ class LlamaCpp:
         return ["embedding" if model.args.get("embedding") else "text"]
 
     def estimate_mb(self, launch: Launch) -> int:
-        """The configured `vram_mb`, else the size of the file, in all its parts."""
-        if launch.model.vram_mb is not None:
-            return launch.model.vram_mb
+        """The configured `vram_mb`, else the size of the file, in all its parts.
+
+        Raises FileMissing, EngineError.
+        """
         files = [launch.path]
         if part := _PART.search(launch.path.name):
             stem = launch.path.name[: part.start()]
             files = list(launch.path.parent.glob(f"{escape(stem)}-*-of-{part[1]}.gguf"))
         try:
-            return max(1, sum(file.stat().st_size for file in files) >> 20)
+            size = max(1, sum(file.stat().st_size for file in files) >> 20)
+        except FileNotFoundError as error:
+            raise FileMissing(f"{launch.path}: {error.strerror}") from error
         except OSError as error:
             raise EngineError(f"{launch.path}: {error.strerror}") from error
+        return size if launch.model.vram_mb is None else launch.model.vram_mb
 
     async def gpus(self) -> Sequence[Gpu]:
         """Asked of a process that ends at once: a GPU's driver keeps memory in those that ask."""
