@@ -142,7 +142,11 @@ class Traffic:
         assert heard.fault is None or not heard.complete
         if heard.status == 200 and heard.complete:
             if "event-stream" in str(heard.all("content-type")):
-                assert heard.body.endswith(b"data: [DONE]\n\n"), "a false success"
+                # A stream of Responses that fails says so in its last event, and ends.
+                last = heard.body.rpartition(b"event: ")[2]
+                assert heard.body.endswith(b"data: [DONE]\n\n") or last.startswith(
+                    b"response.failed\n"
+                ), "a false success"
             else:
                 answer = json.loads(heard.body)
                 assert answer["size"] == len(answer["text"]), "a false success"
