@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import aiohttp
 
+from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling, Upstream
 from cortexd.config.units import Duration
 from tests.fakes import FakeNeuron
@@ -96,6 +97,19 @@ async def test_request_without_byte_is_tried_on_another_node() -> None:
         assert (answer.status, answer.headers["x-cortex-node"]) == (200, "b")
         assert fleet.gateway.registry.is_idle("a")
         assert await fleet.metric("cortexd_upstream_retries_total", reason="dead") == 1
+
+
+async def test_request_without_byte_may_go_where_the_model_is_loaded_first() -> None:
+    async with (
+        separate_node() as node,
+        running_fleet(Profile("m"), config=QUICK, a=standing_in(node), b=FakeNeuron()) as fleet,
+    ):
+        asking = asyncio.create_task(fleet.ask())
+        await wait_sent(fleet)
+        node.stop()
+        answer = await asking
+        assert (answer.status, answer.headers["x-cortex-node"]) == (200, "b")
+        assert len(fleet.loads("b")) == 1
 
 
 async def test_node_that_continues_serves_again() -> None:
