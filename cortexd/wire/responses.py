@@ -22,6 +22,7 @@ _RESPONSE: Final = re.compile(rb'"response"\s*:\s*\{')
 _ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
 _USUAL_ID: Final = re.compile(rb'"id"\s*:\s*"(resp[_-][A-Za-z0-9_.:-]{1,250})"')
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})\b')
+_LARGE: Final = 2**31 - 1
 # What a response must have besides its id, model, time and status. OpenAI's OpenAPI description.
 _REQUIRED: Final[dict[str, Any]] = {
     "object": "response",
@@ -90,29 +91,47 @@ def failure(
         that was short. Without an event in them a `response.created` comes first.
     now: seconds since the epoch.
     """
-    numbers = _NUMBER.findall(tail) or _NUMBER.findall(head)
-    number = int(numbers[-1]) + 1 if numbers else 0
-    own = {"id": f"resp_{request_id}", "created_at": now, "model": model} | _REQUIRED
-    response = own | _begun(head)
-    events = b""
+    whole = _first_event(head)
     # Bytes of a head that is not all of the stream are an event that is longer than them.
-    if head == tail and sse.BOUNDARY.search(head) is None:
+    has_begun = whole is not None or head != tail
+    own = {"id": f"resp_{request_id}", "created_at": now, "model": model} | _REQUIRED
+    response = own | _begun(whole, head)
+    number = _next_number(head, tail)
+    events = b""
+    if not has_begun:
         events = _event("response.created", response | {"status": "in_progress"}, number)
         number += 1
     failed = response | {"status": "failed", "error": error}
     return events + _event("response.failed", failed, number)
 
 
-def _begun(head: bytes) -> dict[str, Any]:
+def _first_event(head: bytes) -> bytes | None:
+    """Return the data of the first event that is whole; an engine may send comments before it."""
+    at = 0
+    for boundary in sse.BOUNDARY.finditer(head):
+        if data := sse.data_of(head[at : boundary.end()]):
+            return data
+        at = boundary.end()
+    return None
+
+
+def _begun(event: bytes | None, head: bytes) -> dict[str, Any]:
     """The engine's own response, as its first event has it; only the id if that event is cut."""
-    boundary = sse.BOUNDARY.search(head)
-    if boundary is not None:
+    if event is not None:
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = _decode(sse.data_of(head[: boundary.end()])).response
+            found = _decode(event).response
             return {name: value for name, value in found.items() if value is not None}
     start = _RESPONSE.search(head)
     found_id = _ID.search(head, start.end()) if start else None
     return {"id": found_id[1].decode(errors="replace")} if found_id else {}
+
+
+def _next_number(head: bytes, tail: bytes) -> int:
+    """Return the sequence number that follows the last one, or a larger one where that one was in
+    an event that is longer than the tail."""
+    if numbers := _NUMBER.findall(tail):
+        return int(numbers[-1]) + 1
+    return _LARGE if _NUMBER.search(head) else 0
 
 
 def _event(kind: str, response: dict[str, Any], number: int) -> bytes:

@@ -106,7 +106,7 @@ def test_engine_that_does_not_number_its_events_gets_a_number_of_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"data: {broken\n\n", b'data: {"response": 3}\n\n', b": c\n\n", b"data: \xff\n\n"]
+    "sent", [b"data: {broken\n\n", b'data: {"response": 3}\n\n', b"data: \xff\n\n"]
 )
 def test_failure_after_what_can_not_be_read_is_the_gateways_own(sent: bytes) -> None:
     (last,) = failed(sent)
@@ -117,3 +117,18 @@ def test_failure_after_half_of_the_first_event_creates_the_response_under_its_id
     first, last = failed(created()[:90])
     assert (first["type"], last["type"]) == ("response.created", "response.failed")
     assert first["response"]["id"] == last["response"]["id"] == "resp_e"
+
+
+def test_number_that_is_not_known_is_larger_than_any_before() -> None:
+    """The stream broke off in an event that is longer than what is kept of it."""
+    head = created() + event("x", b'{"sequence_number":1}')
+    (last,) = failed(head, b"x" * 4096)
+    assert last["sequence_number"] == 2**31 - 1
+    assert last["response"]["id"] == "resp_e"
+
+
+def test_comments_of_the_engine_are_no_event() -> None:
+    (last,) = failed(b": prefill 1/2\n\n" + created())
+    assert (last["response"]["id"], last["response"]["created_at"]) == ("resp_e", 3)
+    first, last = failed(b": prefill 1/2\n\n" + created()[:90])
+    assert first["type"] == "response.created"
