@@ -139,5 +139,5 @@ async def test_idle_connections_end_with_the_gateway() -> None:
 async def test_no_method_but_post_reaches_an_upstream(method: str) -> None:
     async with staged(GOOD) as stage, stage.client() as client:
         heard = await client.ask(post(ASKED, method=method))
-        assert heard.status in {400, 405}
+        assert heard.status in ({204} if method == "OPTIONS" else {400, 405})
         assert not stage.origin.peers
