@@ -23,7 +23,9 @@ _ON_ITS_WAY: Final = frozenset({LOADED, LOADING, RELOADING})
 _FULL: Final = 507
 # Statuses of loads that a neuron refuses before the attempt, and the codes that say so.
 _REFUSED_BEFORE: Final = frozenset({404, 422})
-_LACKING: Final = frozenset({"model_not_found", "no_such_quant", "unknown_harness"})
+_LACKING: Final = frozenset(
+    {"model_not_found", "no_such_quant", "unknown_harness", "model_too_large"}
+)
 
 
 class Loader:
@@ -113,7 +115,7 @@ class Loader:
 
 def lacks_model(error: NodeError) -> bool:
     """Return whether the node can't load the model whenever it is asked: it has no file for it, not
-    in that quant, or not the harness."""
+    in that quant, not the harness, or not the memory."""
     if error.code is None:
         return error.status in _REFUSED_BEFORE
     return error.code in _LACKING

@@ -27,6 +27,7 @@ from cortexd.neuron.refusals import (
     INSUFFICIENT_VRAM,
     LOAD_CANCELLED,
     LOAD_FAILED,
+    MODEL_TOO_LARGE,
     UNKNOWN_DEVICE,
     UNKNOWN_HARNESS,
 )
@@ -304,18 +305,26 @@ class Residency:
         return run.engine
 
     async def _make_room(self, run: _Run, name: str, needed: int) -> None:
-        """Let the run in if it fits. Raises Refusal (insufficient_vram) with the numbers."""
+        """Let the run in if it fits.
+
+        Raises Refusal (insufficient_vram, model_too_large) with the numbers.
+        """
         await self._devices.refresh()
+        total = self._devices.total_mb
+        if needed > total:
+            raise Refusal(
+                MODEL_TOO_LARGE,
+                f"{name} does not fit on this host: it needs {needed} MiB, there are {total} MiB.",
+            )
         while (free := self._free_mb(run)) < needed and (leaving := self._leaving(run)):
             # Memory that an unload is about to give back is worth the wait.
             await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
             await self._devices.refresh()
         if free < needed:
-            total = self._devices.total_mb
             raise Refusal(
                 INSUFFICIENT_VRAM,
                 f"{name} does not fit: it needs {needed} MiB; {free} of {total} MiB are free. "
-                + ("Unload another model." if needed <= total else "It never will on this host."),
+                "Unload another model.",
             )
         run.needed_mb = needed
 

@@ -94,6 +94,7 @@ async def test_a_model_whose_file_no_node_has_is_an_invalid_request_in_both_dial
         (404, None),
         (422, "no_such_quant"),
         (422, "unknown_harness"),
+        (422, "model_too_large"),
         (422, None),
     ],
 )

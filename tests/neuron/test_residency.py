@@ -243,6 +243,16 @@ async def test_what_does_not_fit_is_refused_before_the_attempt_with_the_numbers(
         assert status(here, "b") == "gone"
 
 
+async def test_what_is_larger_than_the_host_is_refused_for_good() -> None:
+    harness = FakeHarness()
+    harness.needed_mb = 1001
+    async with residency(local("a"), harness=harness) as here:
+        with pytest.raises(Refusal, match="needs 1001 MiB, there are 1000 MiB") as refused:
+            await here.load(LoadRequest("a"))
+        assert (refused.value.kind.status, refused.value.kind.code) == (422, "model_too_large")
+        assert harness.events == []
+
+
 async def test_two_loads_never_count_on_the_same_memory() -> None:
     harness = FakeHarness()
     harness.needed_mb, harness.resident_mb = 600, 0
