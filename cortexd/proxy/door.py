@@ -145,7 +145,7 @@ class Door(web.RequestHandler):
         # it open for ever.
         self._wire: asyncio.Transport | None = None
         self._deadlines = Deadlines(limits, gate.since)
-        self._ended_at: float | None = None  # loop time of `end_idle`
+        self._ended_at = 0.0  # loop time of `end_idle`
 
     @property
     def is_leaving(self) -> bool:
@@ -207,7 +207,7 @@ class Door(web.RequestHandler):
 
     def sweep(self, now: float) -> None:
         """Cut the connection of a client that is past a deadline."""
-        if self._ended_at is not None:
+        if self._ended_at:
             if now - self._ended_at > min(HANG_UP, self._limits.linger):
                 self.force_close()
             return
@@ -255,7 +255,7 @@ class Door(web.RequestHandler):
         meanwhile is read and dropped.
         """
         wire = self._wire
-        if self._ended_at is not None or wire is None or has_unread(wire):
+        if self._ended_at or wire is None or wire.is_closing() or has_unread(wire):
             return
         self._close = True  # aiohttp then takes no more requests
         self._ended_at = self._loop.time()

@@ -789,6 +789,18 @@ async def test_a_request_that_comes_after_an_idle_connection_has_ended_is_not_re
         assert len(site.handled) == 1
 
 
+async def test_a_connection_that_is_closing_already_is_ended_no_other_way() -> None:
+    async with open_site() as site, connected(site.address) as client:
+        assert (await client.ask(GET)).status == 200
+        door = site.door
+        door.force_close()
+        door.end_idle()
+        door.sweep(asyncio.get_running_loop().time() + 10_000)
+        assert await client.read_rest() == b""
+        await until(lambda: not site.server.doors)
+        door.end_idle()  # it has ended
+
+
 async def test_a_client_that_keeps_an_ended_connection_is_hung_up_on() -> None:
     async with open_site(limits=short(linger=SHORT)) as site, connected(site.address) as client:
         assert (await client.ask(GET)).status == 200
