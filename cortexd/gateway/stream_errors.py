@@ -47,6 +47,8 @@ def ends_properly(path: str) -> bool:
 
 
 def _engine_error(status: int, content: bytes, dialect: Dialect) -> dict[str, Any]:
+    if content.startswith((b"data:", b"event:")):  # some engines send even a 4xx as a stream
+        content = sse.data_of(content)
     message, code = fault_text(content)
     error: dict[str, Any] = {}
     try:

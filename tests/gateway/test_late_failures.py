@@ -285,6 +285,14 @@ async def test_engine_error_without_words_names_its_status() -> None:
         assert error["message"] == "The engine answered 400."
 
 
+async def test_engine_error_that_is_an_event_stream_is_read_as_one() -> None:
+    neuron = refusing(400, b'event: error\ndata: {"error": {"message": "too long"}}\n\n')
+    async with kept(CHAT, a=neuron) as caller:
+        neuron.release.set()
+        error, _ = await caller.rejected()
+        assert error["message"] == "too long"
+
+
 async def test_engine_error_is_not_tried_on_another_node() -> None:
     a, b = (refusing(400, b'{"error": {"message": "the prompt is too long"}}') for _ in "ab")
     async with kept(CHAT, a=a, b=b) as caller:
