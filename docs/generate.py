@@ -107,8 +107,18 @@ def documents() -> dict[str, str]:
     }
 
 
-def _commands() -> Iterator[str]:
+def _commands() -> list[str]:
+    before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100"  # as wide wherever it is made
+    try:
+        return list(_help_texts())
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
+def _help_texts() -> Iterator[str]:
     top = parser()
     # Its own help is laid out differently by each version of Python.
     yield f"```\n{top.format_usage().strip()}\n```\n"

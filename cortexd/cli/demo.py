@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +95,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if missing := samples.missing(keys):
-            names = ", ".join(re.split("[<>=]", each)[0] for each in missing)
-            size = sum(samples.SAMPLES[key].megabytes for key in keys)
-            text = f"Installing {names} (up to {size} MB to download)"
-            samples.install(missing, run=partial(run_quietly, text=text))
+            samples.install(missing, run=_run_pip)
         with tempfile.TemporaryDirectory(prefix="cortexd-demo-") as place:
             asyncio.run(_show(args, Path(place), keys))
     except (samples.SampleError, ProcessDied, TimeoutError) as error:
@@ -108,6 +104,11 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         _say("\nStopped; nothing is left running.")
     return 0
+
+
+def _run_pip(command: list[str]) -> int:
+    names = [found[1] for each in command if (found := re.match(r"([\w-]+)[<>=]", each))]
+    return run_quietly(command, f"Installing {', '.join(names)}")
 
 
 async def _show(args: argparse.Namespace, place: Path, keys: list[str]) -> None:

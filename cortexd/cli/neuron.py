@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(told_logging(args, config.logging))
     for line in source.lines(neuron_files(config, source)):
         log.warning("%s", line)
-    return run_loop(_serve(config, path.parent))
+    # Engines have another working directory.
+    return run_loop(_serve(config, path.parent.absolute()))
 
 
 async def _serve(config: Config, base: Path) -> int:

@@ -94,6 +94,27 @@ def test_a_stranger_finds_every_document_that_is_linked() -> None:
             assert (document.parent / link).exists(), f"{document.name}: {link}"
 
 
+def anchors(document: Path) -> set[str]:
+    """What a link may name after `#`: headings, as GitHub spells them."""
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE):
+        text = re.sub(r"[^\w\- ]", "", heading.lower())
+        found.add(text.replace(" ", "-"))
+    return found
+
+
+def test_every_heading_that_is_linked_exists() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+            target = document.parent / link if link else document
+            assert anchor in anchors(target), f"{document.name}: {link}#{anchor}"
+
+
+def test_a_unit_names_no_page_of_a_project_that_is_not_published() -> None:
+    for unit in (ROOT / "systemd").iterdir():
+        assert "Documentation=http" not in unit.read_text(), unit.name
+
+
 @pytest.mark.parametrize("name", documents())
 def test_what_is_made_from_the_code_is_fresh(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == documents()[name], "run `make docs`"

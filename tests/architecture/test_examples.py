@@ -27,13 +27,17 @@ def keys(kind: type[msgspec.Struct]) -> list[str]:
     return found
 
 
-def test_the_examples_decode() -> None:
-    assert load_gateway(ROOT / "etc/cortex.toml", {}).models
-    assert load_neuron(ROOT / "etc/neuron.toml", {})
+@pytest.mark.parametrize("name", ["cortex.toml", "neuron.toml"])
+def test_example_sets_nothing_that_is_no_default(name: str) -> None:
+    file = ROOT / "etc" / name
+    if name == "cortex.toml":
+        assert load_gateway(file, {}) == gateway.Config()
+    else:
+        assert load_neuron(file, {}) == neuron.Config()
 
 
 def uncommented(text: str) -> str:
-    return re.sub(r"^# ?(?=\w+ = |\[)", "", text, flags=re.MULTILINE)
+    return re.sub(r'^# ?(?=\w+ = |"[^"]+" = |\[)', "", text, flags=re.MULTILINE)
 
 
 def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path) -> None:
@@ -41,6 +45,9 @@ def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path
     file.write_text(uncommented((ROOT / "etc/cortex.toml").read_text()))
     (tmp_path / "models.toml").touch()
     shown = load_gateway(file, {}, with_files=False)
+    assert [node.name for node in shown.neurons] == ["beast", "attic"]
+    assert len(shown.models) == 2
+    assert shown.aliases
     default = gateway.Config()
     asked = msgspec.structs.replace(shown.gateway, metrics_listen=None, state_dir=None)
     assert asked == default.gateway
