@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 from aiohttp import web
 
 from cortexd.config.catalogue import Profile
+from cortexd.config.gateway import Config, Polling
 from cortexd.config.neuron import Paths
+from cortexd.config.units import Duration
 from cortexd.neuron.app import Neuron
-from tests.gateway.fleet import running_fleet
+from tests.gateway.fleet import Fleet, running_fleet
 from tests.neuron.engines import FakeHarness, running_neuron
 from tests.waiting import eventually, until
 
@@ -88,3 +91,31 @@ async def test_a_model_is_loaded_where_its_file_is_and_refused_where_none_has_it
             "feasible_node_unhealthy",
         )
         assert "only available on south, which is unhealthy" in refused.json["error"]["message"]
+
+
+async def is_polled(fleet: Fleet, node: str) -> bool:
+    """Poll a node now; whether nothing is left of what the gateway told of it by itself."""
+    fleet.gateway._poller.nudge(node)
+    await asyncio.sleep(0.01)
+    return not fleet.gateway.registry.snapshot.nodes[node].told
+
+
+async def test_model_that_was_unloaded_on_its_node_is_loaded_again(tmp_path: Path) -> None:
+    """By somebody else, between two polls."""
+    node: Any = RealNeuron(tmp_path / "north", "m.gguf")
+    rarely = Polling(interval=Duration(3600), timeout=Duration(10))
+    async with running_fleet(
+        Profile("m", harness="fake"), config=Config(polling=rarely), north=node
+    ) as fleet:
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            assert (await fleet.ask(path=path)).status == 200
+            await eventually(lambda: is_polled(fleet, "north"))  # after the load
+            assert (await fleet.ask(path=path)).status == 200
+            async with fleet.client.post(
+                f"{node.url}/models/unload", json={"model_id": "m"}
+            ) as unloaded:
+                assert unloaded.status == 200
+            answer = await fleet.ask(path=path)
+            assert (answer.status, answer.headers["x-cortex-route"]) == (200, "cold")
+        retried = await fleet.metric("cortexd_upstream_retries_total", reason="model_missing")
+        assert retried == 2
