@@ -107,35 +107,36 @@ def documents() -> dict[str, str]:
     }
 
 
-def _commands() -> list[str]:
+def _commands() -> Iterator[str]:
+    # Its own help is laid out differently by each version of Python.
+    yield f"```\n{parser().format_usage().strip()}\n```\n"
+    for name, text in command_helps():
+        mark = "###" if " " in name.removeprefix("cortexd ") else "##"
+        yield f"{mark} {name}\n\n```\n{text}\n```\n"
+
+
+def command_helps() -> list[tuple[str, str]]:
+    """Every command and action with its help, 100 columns wide."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100"  # as wide wherever it is made
     try:
-        return list(_help_texts())
+        return [(each.prog, each.format_help().strip()) for each in _every(parser())]
     finally:
         del os.environ["COLUMNS"]
         if before is not None:
             os.environ["COLUMNS"] = before
 
 
-def _help_texts() -> Iterator[str]:
-    top = parser()
-    # Its own help is laid out differently by each version of Python.
-    yield f"```\n{top.format_usage().strip()}\n```\n"
-    for name, command in _below(top):
-        yield f"## cortexd {name}\n\n{_block(command)}"
-        for action, nested in _below(command):
-            yield f"### cortexd {name} {action}\n\n{_block(nested)}"
+def _every(top: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for _, command in _below(top):
+        yield command
+        yield from _every(command)
 
 
 def _below(command: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for action in command._actions:  # argparse has no other way to ask
         if isinstance(action, argparse._SubParsersAction):
             yield from action.choices.items()
-
-
-def _block(command: argparse.ArgumentParser) -> str:
-    return f"```\n{command.format_help().strip()}\n```\n"
 
 
 def _tables(config: type[msgspec.Struct]) -> Iterator[str]:

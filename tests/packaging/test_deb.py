@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cortexd.cli.main import COMMANDS
+from docs.manpage import page
+
 ROOT = Path(__file__).parents[2]
 DEB = ROOT / "packaging/deb"
 
@@ -51,3 +54,26 @@ def test_a_purge_leaves_the_models() -> None:
     removed = re.findall(r"rm -rf (.*)", text)
     assert removed
     assert not any("models" in line or line.endswith("/lib/cortexd") for line in removed)
+
+
+def test_package_is_compiled_on_the_host_and_cleaned_before_it_goes() -> None:
+    build, postinst, prerm = ((DEB / name).read_text() for name in ("build", "postinst", "prerm"))
+    assert "compileall" not in build
+    assert "compileall -q --invalidation-mode unchecked-hash /opt/cortexd/lib" in postinst
+    assert "find /opt/cortexd -name __pycache__" in prerm
+
+
+def test_maintainer_is_reached_elsewhere_than_at_localhost() -> None:
+    assert "Maintainer: @MAINTAINER@\n" in (DEB / "control.in").read_text()
+    build = (DEB / "build").read_text()
+    assert "localhost" not in build
+    assert '"${DEBEMAIL:=' in build
+
+
+def test_manual_page_has_every_command_and_nothing_that_troff_would_take_for_a_request() -> None:
+    text = page()
+    assert text.startswith('.TH CORTEXD 1 "" "cortexd ')
+    for name in COMMANDS:
+        assert f".SS cortexd {name}\n".replace("-", r"\-") in text
+    requests = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
+    assert requests <= {".TH", ".SH", ".SS", ".B", ".nf", ".fi"}

@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SUITE = "bookworm"  # with the oldest Python that we support
 INCLUDED = (
-    "systemd systemd-sysv dbus python3 python3-venv python3-pip pipx make ca-certificates curl"
+    "systemd systemd-sysv dbus python3 python3-venv python3-pip pipx make ca-certificates curl "
+    "binutils"
 )
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -103,7 +103,7 @@ def test_the_way_with_pipx(root: Path) -> None:
         host.sh(service.replace("\n", " --yes\n"))
         host.sh("systemctl start cortexd-neuron cortexd")
         assert "/opt/pipx/" in host.shown("cortexd", "ExecStart")
-        assert json.loads(host.sh(HEALTH))["status"] == "degraded"  # the examples are no neurons
+        assert json.loads(host.sh(HEALTH))["status"] == "ok"  # the examples are commented out
 
 
 def test_the_way_of_the_debian_package(root: Path) -> None:
@@ -122,6 +122,8 @@ def test_the_way_of_the_debian_package(root: Path) -> None:
             "./usr/lib/tmpfiles.d/cortexd.conf",
         ):
             assert f" {there}" in listed
+        assert " ./usr/share/man/man1/cortexd.1.gz" in listed
+        assert "__pycache__" not in listed
         assert "Depends: python3 (>= 3.11), python3 (<< 3.12~)" in host.sh("dpkg-deb -I dist/*.deb")
         assert host.sh("grep -rl /srv/ /opt/cortexd || true") == "", "it knows where it was built"
         follow(host, "The first configuration")
