@@ -16,7 +16,7 @@ import os, sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.embedding = sys.argv[1], sys.argv[2] == "embedding"
 params.hostnames, params.port, params.n_ctx = ["127.0.0.1"], 0, 512
-params.n_parallel, params.cache_ram_mib, params.cpuparams.n_threads = 1, 0, 2
+params.n_parallel, params.cache_ram_mib, params.cpuparams.n_threads = 1, 0, 1
 out = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 server = xllamacpp.Server(params)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from cortexd.cli.main import main
+from tests.waiting import GUARD
 
 ROOT = Path(__file__).parents[2]
 NODE = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
@@ -272,7 +273,7 @@ def cortexd(place: Path, command: str, text: str, **environ: str) -> tuple[int, 
         [sys.executable, "-m", "cortexd", command, "--config", "x.toml"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD,
         cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environ,
     )

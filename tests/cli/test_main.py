@@ -12,6 +12,7 @@ import pytest
 
 from cortexd import __version__
 from cortexd.cli.main import COMMANDS, main
+from tests.waiting import GUARD
 
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -19,7 +20,7 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
         command,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD,
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
@@ -147,6 +148,6 @@ def test_the_gateway_imports_nothing_of_the_neuron_or_its_engines() -> None:
         " 'numpy', 'openai'))])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD, check=True
     )
     assert done.stdout == "[]\n"

@@ -13,6 +13,7 @@ import pytest
 
 from cortexd.cli import samples
 from tests.cli.engine import llama_cpp, post
+from tests.waiting import GUARD
 
 REPOSITORY = Path(samples.__file__).parents[2]
 INSTALL = """
@@ -38,7 +39,7 @@ def run(python: Path, program: str, **variables: str) -> subprocess.CompletedPro
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **variables},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=GUARD,
     )
 
 

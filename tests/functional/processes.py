@@ -65,6 +65,10 @@ async def daemon(
             stderr=output,
             env=os.environ | environment,
         )
+    if command == "neuron":
+        # Its engines take a thread for each core they may use, and threads that spin for each
+        # other are slow where the cores are shared.
+        os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
     try:
         async with asyncio.timeout(GUARD):
             while (found := _LISTENING.search(log.read_text())) is None:

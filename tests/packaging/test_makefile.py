@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import GUARD
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,7 +19,7 @@ def run(*command: str, **environ: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD,
         env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         | environ,
     )
