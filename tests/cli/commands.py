@@ -23,8 +23,14 @@ async def start(
         stdout=stdout,
         stderr=stderr,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"} | environ,
+        env=environment(**environ),
     )
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Variables for a command of this repository, with the width of its terminal left open."""
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return inherited | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"} | more
 
 
 async def cortexd(*arguments: str, cwd: Path, **environ: str) -> tuple[int | None, str, str]:

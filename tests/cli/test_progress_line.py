@@ -15,7 +15,7 @@ import pytest
 from cortexd.cli.demo import _show_progress
 from cortexd.cli.progress_line import ProgressBar, run_quietly
 from cortexd.cli.screen import Screen
-from tests.cli.commands import ROOT
+from tests.cli.commands import environment
 from tests.waiting import GUARD
 
 LONG = "cortexd loading some-organisation/some-model-with-a-long-name-32B on beast"
@@ -82,7 +82,7 @@ async def test_command_on_a_terminal_is_one_line_with_the_seconds_it_takes() -> 
         *(sys.executable, "-c", program),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=its,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        env=environment(),
     )
     os.close(its)
     seen = bytearray()
