@@ -16,7 +16,7 @@ from cortexd.config.address import is_host, overlap, parse_listen, unix_path
 from cortexd.config.catalogue import Profile
 from cortexd.config.check_files import gateway_files, neuron_files
 from cortexd.config.decode import Problem, did_you_mean, quoted
-from cortexd.config.files import located
+from cortexd.config.files import located, reason
 from cortexd.config.lines import KeyPath
 from cortexd.config.secrets import SecretError, read_secret, read_token, variable
 from cortexd.config.source import Loaded, Source, load
@@ -193,7 +193,7 @@ def _certificate_file(key: KeyPath, file: Path) -> Iterator[Problem]:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
     except (OSError, ValueError) as error:
         is_there = isinstance(error, ssl.SSLError)
-        words = "holds no certificates" if is_there else getattr(error, "strerror", error)
+        words = "holds no certificates" if is_there else reason(error)
         yield Problem(key, f"{file}: {words}", "a PEM file of certificates")
 
 

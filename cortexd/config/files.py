@@ -29,3 +29,10 @@ def locate(directories: Sequence[Path], path: str) -> Path:
         return name
     candidates = [directory / name for directory in directories]
     return next((each for each in candidates if each.exists()), candidates[0])
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why a file can't be opened, in the same words on every version of Python."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "its name holds a NUL byte"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cortexd.config import gateway
-from cortexd.config.files import located
+from cortexd.config.files import located, reason
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"  # set by systemd: LoadCredential=, ImportCredential=
 VARIABLE: Final = "CORTEX_TOKEN__"  # and the node's name in capitals
@@ -58,7 +58,7 @@ def read_secret(name: str, base: Path, environ: Mapping[str, str] = os.environ) 
     except SecretError:
         raise
     except (OSError, ValueError) as error:  # a NUL in its name
-        raise SecretError(f"{file} can't be read: {getattr(error, 'strerror', error)}") from error
+        raise SecretError(f"{file} can't be read: {reason(error)}") from error
     return _token(content, str(file))
 
 

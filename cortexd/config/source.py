@@ -22,7 +22,7 @@ from cortexd.config.decode import (
     shown,
     sound,
 )
-from cortexd.config.files import located
+from cortexd.config.files import located, reason
 from cortexd.config.key_hints import syntax_hint
 from cortexd.config.lines import KeyPath, key_lines
 
@@ -255,7 +255,7 @@ def _read(path: Path) -> str:
         words = f"not UTF-8 at byte {error.start}; save the file as UTF-8"
         raise ConfigError(path, [Mistake("", words, line)]) from None
     except ValueError as error:  # a NUL in its name
-        raise ConfigError(path, [Mistake("", f"can't be read: {error}")]) from None
+        raise ConfigError(path, [Mistake("", f"can't be read: {reason(error)}")]) from None
 
 
 def _lay_over(

@@ -170,7 +170,7 @@ BAD = {
     "a token that is a directory": Bad(
         NODE + "token_file = '.'", "DIR is a directory; name a file"
     ),
-    "a token's name with a NUL": Bad(NODE + 'token_file = "a\\u0000"', "embedded null byte"),
+    "a token's name with a NUL": Bad(NODE + 'token_file = "a\\u0000"', "its name holds a NUL byte"),
     "no such certificates": Bad("[upstream]\nca_file = 'ca'", "DIR/ca: No such file"),
     "certificates that are none": Bad(
         "[upstream]\nca_file = 'cortex.toml'", "holds no certificates"

@@ -93,7 +93,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ".": "is a directory",
         "pipe": "is a device or a pipe",
         "none": "none can't be read: No such file",
-        "a\0b": "can't be read: embedded null byte",
+        "a\0b": "can't be read: its name holds a NUL byte",
     }.items():
         with pytest.raises(SecretError, match=words):
             read_secret(name, tmp_path, {})
