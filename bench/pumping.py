@@ -26,6 +26,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="measure these subjects only"
     )
+    parser.add_argument(
+        "--earlier", type=Path, metavar="DIR", help="another checkout of cortexd to compare with"
+    )
 
 
 def start_subjects(
@@ -33,7 +36,15 @@ def start_subjects(
 ) -> list[Subject]:
     """The subjects that the common options ask for."""
     return list(
-        start_all(processes, upstream, place, venv=args.peers, policy=args.policy, only=args.only)
+        start_all(
+            processes,
+            upstream,
+            place,
+            venv=args.peers,
+            policy=args.policy,
+            only=args.only,
+            earlier=args.earlier,
+        )
     )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench import answers, peers
 from bench.processes import Companion, Processes, free_port, wait_answering
+
+EARLIER = "earlier cortexd"
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,21 @@ def start_naive(processes: Processes, upstream: int, place: Path) -> Subject:
     return _started(processes, "naive aiohttp", command, port, place)
 
 
-def start_cortexd(processes: Processes, upstreams: Sequence[int], place: Path) -> Subject:
-    """The real gateway, as it is by default: access log, metrics, all of it."""
-    port, file = free_port(), place / "cortex.toml"
+def start_cortexd(
+    processes: Processes, upstreams: Sequence[int], place: Path, *, earlier: Path | None = None
+) -> Subject:
+    """The real gateway, as it is by default: access log, metrics, all of it.
+
+    earlier: another checkout of cortexd, to start in its place.
+    """
+    name = "cortexd" if earlier is None else EARLIER
+    port, file = free_port(), place / f"{name.replace(' ', '-')}.toml"
     file.write_text(cortexd_config(port, upstreams))
     command = [sys.executable, "-m", "cortexd", "serve", "--config", str(file)]
-    return _started(processes, "cortexd", command, port, place)
+    environment = {}
+    if earlier is not None:  # before what is installed, and in place of the current directory
+        environment = {"PYTHONPATH": str(earlier.resolve()), "PYTHONSAFEPATH": "1"}
+    return _started(processes, name, command, port, place, environment=environment)
 
 
 def start_all(
@@ -107,17 +118,21 @@ def start_all(
     venv: Path | None,
     policy: str | None,
     only: Sequence[str],
+    earlier: Path | None = None,
 ) -> Iterator[Subject]:
     """Every subject there is, one after the other; a note on stdout for one that can't start.
 
     venv: where the peers are installed; None: without them. policy: of the Rust routers; None:
-    their own default. only: how the names begin that are wanted; all when empty.
+    their own default. only: how the names begin that are wanted; all when empty. earlier: another
+    checkout of cortexd to measure as well.
     """
     starts: dict[str, Callable[[], Subject]] = {
         "nginx": lambda: start_nginx(processes, upstream, place),
         "naive aiohttp": lambda: start_naive(processes, upstream, place),
         "cortexd": lambda: start_cortexd(processes, [upstream], place),
     }
+    if earlier is not None:
+        starts[EARLIER] = lambda: start_cortexd(processes, [upstream], place, earlier=earlier)
     if venv is not None:
         for peer in peers.PEERS:
             starts[peer.name] = partial(
@@ -160,9 +175,10 @@ def _started(
     *,
     exact: bool = True,
     slow: int = 1,
+    environment: Mapping[str, str] | None = None,
 ) -> Subject:
     log = place / f"{name.replace(' ', '-')}.log"
-    process = processes.start(command, log=log)
+    process = processes.start(command, log=log, environment=environment)
     try:
         body = answers.question(answers.MODEL, stream=False)
         wait_answering(process, port, answers.PATH, body)
