@@ -16,7 +16,7 @@ from cortexd.metrics import OTHER, Metrics
 from cortexd.proxy.call import Carried
 from cortexd.wire import responses
 
-# Requests that only ask about tokens: no other model is unloaded for them.
+# Paths of requests that only count tokens: no other model is unloaded for them.
 TOKEN_PATHS: Final = frozenset(
     {
         "/v1/messages/count_tokens",
@@ -26,7 +26,7 @@ TOKEN_PATHS: Final = frozenset(
         "/detokenize",
     }
 )
-# Answers that speak of no tokens that were used for them.
+# Paths whose answers state no token usage.
 UNCOUNTED: Final = TOKEN_PATHS | {
     responses.ITEM_PATH,  # counted when it was made
     "/v1/moderations",
@@ -153,7 +153,7 @@ class Accounting:
         )
 
     def _streamed(self, streams: list[tuple[Inbound, Carried]], model: str, node: str) -> None:
-        """Count how fast some streams were; each has a first byte."""
+        """Count the latencies and rates of streams that each have a first byte."""
         bytes_after, tokens_after, rates = [], [], []
         for inbound, carried in streams:
             began = carried.first_byte or 0.0

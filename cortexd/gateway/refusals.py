@@ -100,9 +100,9 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
 
 
 def own_headers(dialect: Dialect, request_id: str) -> dict[str, str]:
-    """Who answers, and the request id under every name that the dialect's clients read.
+    """Return the fields of every answer, with the request id under each name the dialect has.
 
-    Every answer may depend on the page that asks: no cache may give one page another's.
+    Any answer may depend on the requesting page, so no cache may give one page another's.
     """
     headers = {"Server": "cortexd", "Vary": "Origin", "x-request-id": request_id}
     return headers | {"request-id": request_id} if dialect == "anthropic" else headers

@@ -159,7 +159,7 @@ class Relay:
         return body
 
     async def _read_item(self, inbound: Inbound, hold: Hold) -> bytes:
-        """The body of a request for one response, most likely empty. Raises Refusal."""
+        """Read the body of a request for one response, usually empty. Raises Refusal."""
         inbound.hops = count_hops(inbound.request.headers.get(HOPS))
         inbound.target, inbound.path = inbound.path.rstrip("/"), responses.ITEM_PATH
         response = requested_response(inbound.request.method, inbound.target)
@@ -216,7 +216,7 @@ class Relay:
                     alive.reject(fault.status, mask.json(fault.content))
                     return Carried(fault.status, None, None, is_interrupted=False)
                 self._accounting.failed(route, str(fault.status or fault.what))
-                if fault.what != "model_missing":  # what its node lists now says more
+                if fault.what != "model_missing":  # the poll that follows says more
                     is_there = fault.what == "context_overflow"
                     self._dispatcher.confirm(route, served=is_there)
                 self._liveness.failed(route.replica, fault)
@@ -289,7 +289,7 @@ class Relay:
         return self._masked(_refusal(fault, route, hint), route)
 
     def _token_hint(self, route: RouteDecision) -> str:
-        """Why a node may have rejected a request, and what to do."""
+        """Return why a node may have rejected the gateway's credentials, and the remedy."""
         neurons = self._current.config.neurons
         neuron = next((each for each in neurons if each.name == route.node), None)
         if neuron is None or not self._current.tokens.get(route.node):
@@ -302,7 +302,7 @@ class Relay:
         return self._masked(_interrupted(fault, route), route)
 
     def _masked(self, refusal: Refusal, route: RouteDecision) -> Refusal:
-        """Without the node's token: the node's words are quoted, and a node may echo anything."""
+        """Mask the node's token in the message, which quotes the node: a node may echo anything."""
         refusal.message = mask_of(self._current.tokens.get(route.node)).text(refusal.message)
         return refusal
 
@@ -341,7 +341,7 @@ def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
     if fault.what == "dead":
         return Refusal(
             errors.UPSTREAM_INTERRUPTED,
-            f"The answer broke off: the node {route.node} is unhealthy, {fault}. Ask again.",
+            f"The answer broke off: the node {route.node} is unhealthy: {fault}. Ask again.",
         )
     return Refusal(
         errors.UPSTREAM_INTERRUPTED,
@@ -356,7 +356,7 @@ def _refusal(fault: UpstreamFault, route: RouteDecision, hint: str) -> Refusal:
     if fault.what == "dead":
         return Refusal(
             errors.UPSTREAM_TIMEOUT,
-            f"The node {node} is unhealthy, {fault}, and had not begun to answer for {model!r}. "
+            f"The node {node} is unhealthy: {fault}. It had not begun to answer for {model!r}. "
             "Try again.",
         )
     if fault.what in ("timeout", "unreachable"):

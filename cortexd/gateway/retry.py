@@ -19,22 +19,22 @@ from cortexd.wire.engine_errors import is_context_overflow, is_unknown_model
 # Seconds after a request was sent within which a lost connection is taken for bad luck; later it
 # may be the prompt that kills engines, and that must not be carried to every one of them.
 RESEND_WITHIN: Final = 1.0
-# How often one request may find that a node does not have the model that it lists.
+# How often one request may be decided again because a node does not have a model it lists.
 MAX_RECHECKS: Final = 2
 
 
 class Attempts:
-    """What was tried for one request, and what may follow.
+    """Retry state of one request: the nodes tried, and the query for the next attempt.
 
     retries: how many attempts may follow the first.
-    affinity, turn: what decides among replicas that are equal.
-    query: what to ask of routing.
-    may_evict: whether other models may be unloaded for it.
+    affinity, turn: decide among replicas that are equally busy.
+    query: the query for routing.
+    may_evict: whether other models may be unloaded for the request.
     home, must_be_home, could_fit: see Query.
     patience_for: seconds that a request which met a cold model may wait in all.
-    since: when it arrived, loop time, once a node has turned it away though it had waited for its
-        model: it goes back to its place in the line.
-    is_fresh: the next one must not use a connection that was used before.
+    since: loop time at which the request arrived, set once a node has refused it though it had
+        waited for its model: it returns to its place in the queue.
+    is_fresh: the next attempt needs a new connection.
     """
 
     since: float | None = None
@@ -77,7 +77,7 @@ class Attempts:
         return self._dispatcher.has_better(self._query_without(route), route)
 
     def judge(self, route: RouteDecision, status: int, content: bytes) -> What | None:
-        """Return the fault that an error answer stands for; None: it is the client's to read."""
+        """Return the fault that an error answer stands for; None: pass it on to the client."""
         if status == HTTPStatus.UNAUTHORIZED:
             return "unauthorized"
         if is_unknown_model(status, content, route.replica.model):
@@ -139,10 +139,10 @@ class Attempts:
                 return False
 
     async def _goes_on_without(self, route: RouteDecision) -> bool:
-        """Whether to decide again after a node answered that it does not have the model.
+        """Return whether to decide again after a node answered that it does not have the model.
 
-        Not counted as a retry: what the node lists was out of date. A node that lists the model
-        even now is not asked again.
+        Not counted as a retry, since the snapshot was out of date. A node that still lists the
+        model after another poll is not asked again.
         """
         self._rechecks += 1
         if self._rechecks > MAX_RECHECKS:
@@ -156,7 +156,7 @@ class Attempts:
         return not self._has_resent and fault.after <= RESEND_WITHIN
 
     def _larger(self, route: RouteDecision) -> Query | None:
-        """Return what to ask of routing for a replica with a larger context, if there is one.
+        """Return the query for a replica with a larger context; None: there is none.
 
         One that does not state its context may be larger than one that does.
         """

@@ -1,6 +1,6 @@
-"""What is asked of an exchange, and what is told of it.
+"""Values and protocols that `proxy.exchange` takes and returns: a call, its progress, its result.
 
-Plain values and protocols: nothing here opens a connection or decides anything.
+Nothing here opens a connection or decides anything.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _no_words(fault: UpstreamFault) -> bytes:
 
 
 class Silence(Protocol):
-    """What keeps a client's connection alive while its answer has not begun."""
+    """Sends keep-alives to a client whose answer has not begun."""
 
     def check(self, since: float, now: float) -> None:
         """Send a keep-alive if one is due. since: when the request went upstream, loop time."""
@@ -41,21 +41,21 @@ class Call(msgspec.Struct, frozen=True):
     base: where the upstream serves, `http://host:port/path`. target: appended to it.
     lines: header lines sent upstream besides the client's own. answer_lines: sent to the client
         besides the upstream's own.
-    connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection stands, until
+    connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection is open, until
         the first byte of the answer's body (None: as long as the client waits), and between two.
-    is_json: the body is JSON, and is announced as that.
-    is_fresh: on a new connection, whatever the pool has.
-    declines: asked with the status of the answer: True gives it up while nothing is passed on.
-    inspected: statuses of answers that are read whole before any of them is passed on, if they are
-        short; judge: asked with the status and the body of such an answer, returns the fault to
-        raise instead of passing it on, or None. revise: what to pass on instead of such a body,
-        and instead of header lines.
-    last_words: what to say at the end of an event stream that broke off.
-    ends_properly: whether such a stream still ends as HTTP says, after `last_words`.
-    silence: asked a few times a second until the first byte of the answer; it may open the stream
-        before the answer comes.
+    is_json: the body is JSON, and is sent as `application/json`.
+    is_fresh: use a new connection, even if the pool has one.
+    declines: called with the status of the answer; True drops the answer before it is passed on.
+    inspected: statuses of answers that, if they are short, are read whole before they are passed
+        on. judge: called with the status and the body of such an answer; returns the fault to
+        raise instead of passing it on, or None. revise: returns what to pass on in place of such a
+        body, or of header lines.
+    last_words: returns the last event of an event stream that broke off.
+    ends_properly: whether such a stream still ends as HTTP requires, after `last_words`.
+    silence: called a few times a second until the first byte of the answer; it may open the stream
+        before the answer arrives.
     remover: takes the usage that the client did not ask for out of an event stream again.
-    trusted: what the upstream's certificate is checked with; None: the system's authorities.
+    trusted: checks the upstream's certificate; None: the system's authorities do.
     target_key: identifies the upstream for `Exchange.in_progress`; nothing here looks into it.
     """
 
@@ -99,15 +99,17 @@ class InProgress(Protocol):
 
     @property
     def quiet_since(self) -> float:
-        """When the upstream last sent anything, loop time, to within a quarter of a second; the
-        time that the client takes nothing counts as activity."""
+        """Loop time at which the upstream last sent anything, to within a quarter of a second.
+
+        Time in which the client takes nothing counts as activity.
+        """
 
     def interrupt(self, fault: UpstreamFault) -> None:
         """End it with this fault."""
 
 
 class Carried(msgspec.Struct, frozen=True):
-    """How an answer went. `first_byte`: of its body, monotonic; None: it had no body."""
+    """Result of an exchange. `first_byte`: of the answer's body, monotonic; None: no body."""
 
     status: int
     first_byte: float | None

@@ -103,9 +103,8 @@ class Door(web.RequestHandler):
     sink: told when the client stalls and when it goes on, from when it is set; whether it stalls
         already is `writing_paused`. Whoever sets it takes it away when its answer ends.
     serving: the body of the last request that reached the handler.
-    lag: seconds for which the first request waited in the kernel until this process read it; None
-        before it, 0.0 for those that follow. It shows what a connection waits for while the process
-        is busy: to be accepted, too.
+    lag: seconds for which the first request waited in the kernel until this process read it, the
+        wait of its connection to be accepted included; None before it, 0.0 for later requests.
     """
 
     __slots__ = (
@@ -192,7 +191,7 @@ class Door(web.RequestHandler):
             super().resume_reading(resume_parser)
 
     def overdue(self, now: float) -> Overdue | None:
-        """The deadline that the client is past. To be asked regularly."""
+        """Return the deadline that the client has missed. Call it regularly."""
         wire, gate = self._wire, self._gate
         if wire is None or gate is None:
             return None
@@ -228,7 +227,7 @@ class Door(web.RequestHandler):
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a socket file"
 
     def silent_for(self, now: float) -> float:
-        """Seconds for which the client owes bytes, or a request, and nothing has come; else 0.0."""
+        """Return for how many seconds the client has not sent bytes, or a request, that it owes."""
         wire, gate = self._wire, self._gate
         if wire is None or gate is None or not wire.is_reading() or has_unread(wire):
             return 0.0
@@ -248,11 +247,11 @@ class Door(web.RequestHandler):
         self.force_close()
 
     def end_idle(self) -> None:
-        """End a connection on which nothing is asked for, without resetting a request on its way.
+        """End an idle connection, without resetting a request on its way.
 
-        A request that the kernel has is answered first, and whoever calls may try again. Else the
-        client reads the end of the connection, and has a moment to hang up: what it sends
-        meanwhile is read and dropped.
+        If the kernel holds a request, it is answered first and this call does nothing. Else the
+        client reads the end of the connection and has a moment to close it; what it sends meanwhile
+        is read and dropped.
         """
         wire = self._wire
         if self._ended_at or wire is None or wire.is_closing() or has_unread(wire):
@@ -385,7 +384,7 @@ class Door(web.RequestHandler):
 
 
 def _announce(response: web.StreamResponse) -> None:
-    """Say for how long the connection is kept."""
+    """Add the `Keep-Alive` field."""
     if not response.prepared and "Connection" not in response.headers:
         response.headers.update(KEPT_OPEN)
 

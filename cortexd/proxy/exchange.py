@@ -54,7 +54,7 @@ class Exchange:
             flight.interrupt(UpstreamFault("stopped", words))
 
     def in_progress(self) -> Iterator[InProgress]:
-        """Every exchange whose request was sent and whose answer has not ended."""
+        """Return every exchange whose request was sent and whose answer has not ended."""
         return (flight for flight in self._sweeper.watched if isinstance(flight, _Flight))
 
     async def carry(self, splice: Splice, request: web.BaseRequest, call: Call) -> Carried:
@@ -81,14 +81,14 @@ class Exchange:
 
 
 class _Rejection:
-    """Takes the body of an answer that has no place in the open stream, up to a limit."""
+    """Collects the body of an answer that can't be part of the open stream, up to a limit."""
 
     def __init__(self, fault: UpstreamFault, on_full: Callable[[UpstreamFault], None]) -> None:
         self._fault = fault
         self._on_full = on_full
 
     def feed(self, data: bytes) -> bytes:
-        """Keep it; nothing is passed on."""
+        """Keep `data`; return nothing, so that nothing is passed on."""
         if len(self._fault.content) <= _WORDS:
             self._fault.content += data
             if len(self._fault.content) > _WORDS:
@@ -96,7 +96,7 @@ class _Rejection:
         return b""
 
     def rest(self) -> bytes:
-        """Nothing."""
+        """Return nothing."""
         return b""
 
 
@@ -293,7 +293,7 @@ class _Flight:
             splice.write(remover.feed(data))
 
     def _flush_held(self) -> bool:
-        """Keep a short answer back until it is whole; what grows too long is passed on."""
+        """Hold a short answer back until it is whole; pass on one that grows too long."""
         splice = self._splice
         if (held := self._held) is None:
             return self._send()
@@ -308,7 +308,7 @@ class _Flight:
         return self._held_size > before
 
     def _let_go(self, head: Head) -> bool:
-        """Pass on an answer that was read whole; False: it is given up for what it says."""
+        """Pass on an answer that was read whole. Return False if `judge` made a fault of it."""
         self._held = None
         content = self._splice.withdraw()
         what = self._call.judge(head.status, content)
@@ -325,7 +325,7 @@ class _Flight:
         return True
 
     def _refuse(self, fault: UpstreamFault) -> None:
-        """End with an answer that has no place in the open stream."""
+        """End with an answer that can't be part of the open stream."""
         if fault.status in self._call.inspected:
             fault.what = self._call.judge(fault.status, fault.content) or fault.what
         self._break_off(fault)
@@ -336,7 +336,7 @@ class _Flight:
         return self._splice.flush() or has_fed
 
     def _reject(self, status: int, what: str) -> None:
-        """Take the answer's body for what it says: the open stream has no place for it."""
+        """Collect the answer's body for the fault: it can't be part of the open stream."""
         fault = self._rejection = UpstreamFault("answered", what)
         fault.status = status
         self._opening, self._splice.opening = self._splice.opening, _Rejection(fault, self._full)

@@ -70,7 +70,7 @@ _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
 
 
 class _Kept(dict[bytes, bool]):
-    """Whether a field is kept, by its name as it is spelt: the same few come again and again.
+    """Cache of whether a field is kept, by its name as it is spelt: few names ever occur.
 
     drops: whether a name in lower case is dropped though it is not in `dropped`.
     """
@@ -106,9 +106,9 @@ def upstream_lines(fields: Fields) -> bytes:
 
 
 def upstream_json_lines(fields: Fields) -> bytes:
-    """The same for a body that was read as JSON: it is announced as that, whatever the client said.
+    """Return `upstream_lines` with the type application/json, for a body that was read as JSON.
 
-    Curl says application/x-www-form-urlencoded of any, and engines refuse what is not JSON.
+    curl sends application/x-www-form-urlencoded by default, which engines refuse.
     """
     for name, value in fields:
         if name.lower() == b"content-type" and is_json(value.decode("latin-1")):
@@ -122,9 +122,9 @@ def is_json(content_type: str) -> bool:
 
 
 def client_lines(fields: Fields, own: bytes = b"", *, is_event_stream: bool) -> bytes:
-    """What of the upstream's fields goes to the client, as lines, and then `own` ones.
+    """Return the upstream's fields that go to the client, as lines, followed by `own`.
 
-    `Vary: Origin` is there once, whoever says it.
+    `Vary: Origin` is there once, even if the upstream sends it too.
     """
     if is_event_stream:
         kept = _lines(fields, _CLIENT_OF_EVENTS) + _UNBUFFERED

@@ -33,26 +33,26 @@ _KEPT_OPEN: Final = lines(KEPT_OPEN) + b"\r\n"
 
 
 class Opening(Protocol):
-    """What the first bytes of a body pass through, until it has let some of them go on."""
+    """A filter for the first bytes of a body, used until it returns some of them."""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what may be sent; nothing: more is needed."""
+        """Return the bytes to send; none: more input is needed."""
 
     def rest(self) -> bytes:
-        """Return what was held back; the body is over."""
+        """Return the bytes that were held back; the body has ended."""
 
 
 class Splice:
     """One answer on its way to a client.
 
     was_moved: some of the body was written since this was last set to False (a mark for deadlines).
-    is_gone: the client has left; nothing is written any more.
+    is_gone: the client has disconnected; nothing is written any more.
     is_open: the head went out. is_chunked: its end is told by chunks. is_ended: nothing may follow.
     first_at: when the first byte of the body was written, monotonic. first: the body's first bytes,
         once they are not in `tail` any more.
-    token: what the first token of an event stream looks like; None: it has no tokens.
+    token: matches the first token of an event stream; None: the answer has no tokens.
     token_at: when the piece with the first token was written, monotonic.
-    opening: what the first bytes of the body pass through, if anything.
+    opening: filters the first bytes of the body; None: nothing does.
     source: told when the client takes no more, when it does again, and when it leaves.
     """
 

@@ -64,7 +64,7 @@ async def test_request_without_byte_ends_with_504_and_releases_lease() -> None:
         node.stop()
         answer = await asking
         assert (answer.status, answer.headers["x-cortex-code"]) == (504, "upstream_timeout")
-        assert "The node a is unhealthy, it stopped responding" in answer.json["error"]["message"]
+        assert "The node a is unhealthy: it stopped responding" in answer.json["error"]["message"]
         assert fleet.gateway.registry.is_idle("a")
 
 
