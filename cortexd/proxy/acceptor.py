@@ -1,8 +1,8 @@
-"""Accepting connections: everything that waits at a listening socket, at each turn of the loop.
+"""Accepts connections from listening sockets: all that wait, at each turn of the loop.
 
-uvloop's own servers accept one connection per turn, and a turn of a busy gateway takes as long as
-all that it serves: 200 new connections would wait for 200 turns.
-What becomes of a connection is the server's business.
+uvloop's own servers accept one connection per turn. A turn of a busy gateway takes as long as
+everything it serves, so 200 new connections would wait for 200 turns.
+The protocol of a connection is the server's.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cortexd.daemon.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-# Connections accepted at one turn of the loop, per socket: more would keep those that are open
-# waiting for longer than a few milliseconds.
+# Connections accepted per socket and turn of the loop: more would delay the open ones for longer
+# than a few milliseconds.
 BATCH: Final = 64
-MOST: Final = 4096  # the same before the socket is closed; the kernel's own default for a queue
+MOST: Final = 4096  # as BATCH, before the socket is closed; the kernel's default for a queue
 # Seconds until the next try when no descriptor or memory is left, and between two log lines of it.
 PAUSE: Final = 0.25
 SILENCE: Final = 60.0
@@ -32,10 +32,10 @@ _BROKEN: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOP
 
 
 class Acceptor:
-    """Hands connections to `server`, which makes the protocol of each.
+    """Accepts connections and makes their transports; `server` makes the protocol of each.
 
-    are_shared: another process holds the sockets too, and connections that are not accepted here
-        will be accepted by whoever comes next.
+    are_shared: another process holds the sockets too, and will accept the connections that are not
+        accepted here.
     """
 
     def __init__(
@@ -59,14 +59,17 @@ class Acceptor:
         return bool(self._sockets)
 
     def start(self) -> None:
-        """Begin. The sockets listen already; they are closed with the acceptor."""
+        """Begin to accept. The sockets listen already, and are closed with the acceptor."""
         for sock in self._sockets:
             sock.setblocking(False)
             self._loop.add_reader(sock, self._accept, sock)
 
     async def close(self) -> None:
-        """Accept no more. Connections that wait in the kernel are accepted before, since closing
-        the socket would reset them, unless another process can accept them."""
+        """Stop accepting.
+
+        Connections that wait in the kernel are accepted first, since closing the socket would reset
+        them; not if another process can accept them.
+        """
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             self._loop.remove_reader(sock)
@@ -84,7 +87,7 @@ class Acceptor:
                 break
 
     def _take(self, sock: socket.socket) -> bool:
-        """Accept one connection; whether there may be another one."""
+        """Accept one connection. Return whether another one may wait."""
         try:
             connection, _ = sock.accept()
         except (BlockingIOError, InterruptedError):
@@ -111,7 +114,7 @@ class Acceptor:
             connection.close()
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
-        """Rest for a moment: the socket stays readable, and trying at once would spin."""
+        """Wait for `PAUSE`: the socket stays readable, so trying again at once would spin."""
         now = self._loop.time()
         if now - self._complained > SILENCE:
             self._complained = now

@@ -92,7 +92,7 @@ class Receiver(Protocol):
 
     @property
     def flush(self) -> Callable[[], bool]:
-        """Called when all that one read brought has been told; whether any of it was body.
+        """Called after each read, when its parts have been delivered. Return whether any was body.
 
         Looked up again after `head`.
         """

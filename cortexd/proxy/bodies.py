@@ -1,8 +1,8 @@
 """Request bodies, read whole: each within `max_body`, all of them together within `max_buffered`.
 
-A body is held until its request has ended, since a retry may send it again. It is charged with the
-bytes that have come, not with the length that was declared: a declaration costs its sender nothing.
-Compressed bodies are decoded, and charged with what comes out. Nothing here reads the content.
+A body is kept until its request has ended, since a retry may send it again. It is charged with the
+bytes that have arrived, not with the declared length, which costs its sender nothing.
+Compressed bodies are decoded, and charged with the output. Nothing here reads the content.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from cortexd.proxy.encodings import (
 class Bodies:
     """Every body of one server. `held`: bytes, at present.
 
-    max_body, max_buffered: bytes. table: of the configuration that sets them, like "[gateway]"; "":
-        nothing does.
-    decodes: whether compressed bodies are taken.
+    max_body, max_buffered: bytes. table: the configuration table that sets them, like "[gateway]";
+        "": neither can be set.
+    decodes: whether compressed bodies are accepted.
 
-    hold = bodies.hold()
-    try:
-        body = await hold.read(request)
-    finally:
-        hold.release()
+        hold = bodies.hold()
+        try:
+            body = await hold.read(request)
+        finally:
+            hold.release()
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Bodies:
         self.held = 0
 
     def hold(self) -> Hold:
-        """Room for one request's body, given back by `release`."""
+        """Return the reservation for one request's body, to be ended by `release`."""
         return Hold(self)
 
 
 class Hold:
-    """The share of one request."""
+    """The bytes that one request holds."""
 
     __slots__ = ("_bodies", "_size")
 
@@ -70,14 +70,15 @@ class Hold:
         self._size = 0
 
     def release(self) -> None:
-        """Give it back; a second call does nothing."""
+        """Return the bytes; a second call does nothing."""
         self._bodies.held -= self._size
         self._size = 0
 
     async def read(self, request: web.BaseRequest) -> bytes:
-        """The whole body, decoded. A declared length that has no room is refused before reading.
+        """Return the whole body, decoded.
 
-        Raises Refusal: too large, in an unknown encoding or not in the one that it announces, or no
+        A declared length that has no room is refused before anything is read.
+        Raises Refusal: too large, in an unknown encoding or not in the one that it declares, or no
         room for it now.
         """
         field = request.headers.get(hdrs.CONTENT_ENCODING)
@@ -93,7 +94,7 @@ class Hold:
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         headers, content = request.headers, request.content
-        if content.is_eof():  # as is usual: it came with the head
+        if content.is_eof():  # the usual case: it arrived with the head
             self._grow(content.total_bytes)
             return content.read_nowait()
         declared = request.content_length
@@ -109,12 +110,12 @@ class Hold:
         return bytes(body)
 
     async def _decode(self, encoding: str, body: bytes) -> bytes:
-        """Decode: the first bytes of small bodies at once, everything else in a thread."""
+        """Decode the first bytes of a small body at once, everything else in a thread."""
         pieces = decoded(encoding, body)
         step = partial(next, pieces, None)
         loop, encoded = asyncio.get_running_loop(), self._size
         found: list[bytes] = []
-        self._size = 0  # the two are bounded alone, and charged together
+        self._size = 0  # input and output are bounded separately, and charged together
         try:
             is_quick = len(body) <= FEED and is_loaded(encoding)
             most = FIRST
@@ -158,5 +159,5 @@ class Hold:
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
-    """Of their own: the loop's may all be waiting for DNS."""
+    """Return threads for decoding only: the loop's own may all be waiting for DNS."""
     return ThreadPoolExecutor(2, thread_name_prefix="decode")

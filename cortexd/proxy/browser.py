@@ -1,7 +1,7 @@
 """Rules for requests that web pages send: cross-site requests, and names that are rebound by DNS.
 
 Browsers mark such requests with `Origin` or `Sec-Fetch-Site`, and no page can remove these. Other
-clients send neither, so `is_from_browser` is all that their requests cost. Nothing here answers.
+clients send neither, so their requests cost `is_from_browser` only. Nothing here answers a request.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _LOCAL_SUFFIXES: Final = (".localhost", ".local", ".lan", ".internal", ".home.ar
 
 
 def is_from_browser(request: web.BaseRequest) -> bool:
-    """Whether a browser sent the request on behalf of a page, or of the person in front of it."""
+    """Return whether a browser sent the request, for a page or for its user."""
     headers = request.headers
     return ORIGIN in headers or SITE in headers
 
 
 def foreign_origin(request: web.BaseRequest, allowed: Collection[str]) -> str | None:
-    """Return the origin of a cross-site request that `allowed` does not list; None: none is.
+    """Return the origin of a cross-site request that `allowed` does not list; None: it is allowed.
 
-    The origin is "" where the browser gives none, as for images. A link that somebody follows is
-    no request of the page that shows it: the page reads nothing of the answer.
+    The origin is "" where the browser gives none, as for images. A followed link is no request
+    of the page that shows it: that page can't read the answer.
     """
     headers = request.headers
     site = headers.get(SITE, "").lower()
@@ -51,15 +51,17 @@ def foreign_origin(request: web.BaseRequest, allowed: Collection[str]) -> str | 
         if site == "same-site" or (is_link and request.method in {"GET", "HEAD"}):
             return None
         return None if ANY in allowed else ""
-    # Browsers send Sec-Fetch-Site over https and to localhost only; else the Host has to tell.
+    # Browsers send Sec-Fetch-Site over https and to localhost only; otherwise the Host decides.
     if not site and _authority(origin.partition("://")[2]) == _authority(headers.get(_HOST, "")):
         return None
     return None if allows_origin(origin, allowed) else origin
 
 
 def allows_origin(origin: str, allowed: Collection[str]) -> bool:
-    """Whether `allowed` lists an origin: itself, with `*` as its port or, but for http, as its
-    host, or `*` alone."""
+    """Return whether `allowed` lists an origin.
+
+    An entry is the origin itself, with `*` as its port or, except for http, as its host, or `*`.
+    """
     if not allowed:
         return False
     if ANY in allowed or origin in allowed:
@@ -76,19 +78,21 @@ def allows_origin(origin: str, allowed: Collection[str]) -> bool:
 
 
 def host_name(field: str) -> str:
-    """Return the host that a Host field names, in lower case; "": it names none."""
+    """Return the host that a Host field names, in lower case; "": none."""
     try:
         parts = urlsplit(f"//{field}")
         host = parts.hostname or ""
-        _ = parts.port  # raises, where it is none
+        _ = parts.port  # raises ValueError if there is no valid port
     except ValueError:
         return ""
     return "" if "@" in field else host.rstrip(".")
 
 
 def is_own_host(host: str, allowed: Collection[str] = ()) -> bool:
-    """Whether no stranger's DNS can have led a browser here under that name (see `host_name`):
-    an IP address, localhost, this machine's name, or one that `allowed` lists."""
+    """Return whether no stranger's DNS can have led a browser here under that name.
+
+    It is an IP address, localhost, this machine's name, or in `allowed`. host: see `host_name`.
+    """
     if not host:
         return False
     return (
@@ -97,14 +101,14 @@ def is_own_host(host: str, allowed: Collection[str] = ()) -> bool:
 
 
 def is_local_host(host: str, allowed: Collection[str] = ()) -> bool:
-    """The same, and the names that only a local network gives: a single label, `.local`, …"""
+    """Return whether `is_own_host`, or the name belongs to a local network: one label, `.local`."""
     if not host:
         return False
     return "." not in host or host.endswith(_LOCAL_SUFFIXES) or is_own_host(host, allowed)
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is an IP address."""
+    """Return whether a host is an IP address."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -113,7 +117,7 @@ def is_address(host: str) -> bool:
 
 
 def _authority(text: str) -> str:
-    """host:port as browsers spell them: without the port that the scheme has anyway."""
+    """Return host:port as browsers spell it: without the default port of the scheme."""
     return text.lower().removesuffix(":443").removesuffix(":80")
 
 

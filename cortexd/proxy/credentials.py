@@ -1,13 +1,13 @@
-"""Which headers and query parameters hold a client's credentials, which no node gets."""
+"""Headers and query parameters that hold a client's credentials: none is sent to a node."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# How the products of this field name a header with a credential: `api-key` (Azure), `x-api-key`
-# (Anthropic), `x-goog-api-key` (Gemini), `ocp-apim-subscription-key`, `cf-access-client-secret`,
-# `x-amz-security-token`, `x-forwarded-access-token` (oauth2-proxy), `helicone-auth`, `cookie` and
-# many more. Not `idempotency-key` or `x-ratelimit-remaining-tokens`.
+# Names of headers with a credential, as the products of this field spell them: `api-key` (Azure),
+# `x-api-key` (Anthropic), `x-goog-api-key` (Gemini), `ocp-apim-subscription-key`,
+# `cf-access-client-secret`, `x-amz-security-token`, `x-forwarded-access-token` (oauth2-proxy),
+# `helicone-auth`, `cookie` and many more. Not `idempotency-key` or `x-ratelimit-remaining-tokens`.
 _CREDENTIAL_WORDS: Final = frozenset(
     (
         b"accesstoken apikey assertion auth authentication authorization cookie credential "
@@ -21,7 +21,7 @@ _CREDENTIAL_PARAMETERS: Final = frozenset(
 
 
 def is_credential(name: bytes) -> bool:
-    """Return whether a header of this name, in lower case, holds a secret of the client."""
+    """Return whether a header of this name, in lower case, holds a client's secret."""
     return name.endswith(_CREDENTIAL_KEYS) or not _CREDENTIAL_WORDS.isdisjoint(name.split(b"-"))
 
 

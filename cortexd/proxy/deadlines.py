@@ -1,6 +1,6 @@
 """Deadlines of an accepted connection: what its client owes, and since when.
 
-Looked at by a sweeper, about once a second, so that no byte costs a timer. Nothing here closes a
+Checked by a sweeper about once a second, so that no byte costs a timer. Nothing here closes a
 connection.
 """
 
@@ -11,8 +11,8 @@ from typing import Final, NamedTuple, Protocol
 
 from cortexd.proxy.gate import Gate
 
-# The longest time between two looks that counts as reading time: after a longer one it was this
-# process that stood still.
+# Seconds between two checks that count as reading time; after a longer interval, this process
+# stood still.
 _LONGEST_STEP: Final = 5.0
 
 
@@ -52,9 +52,9 @@ KEPT_OPEN: Final = {"Connection": "keep-alive", "Keep-Alive": f"timeout={DEFAULT
 
 
 class Overdue(NamedTuple):
-    """A deadline that has passed. text: what the client did not do, for a log line.
+    """A deadline that has passed. text: what the client failed to do, for a log line.
 
-    is_idle: only that nothing was asked for; no request is lost.
+    is_idle: the connection was only idle; no request is lost.
     """
 
     text: str
@@ -62,19 +62,19 @@ class Overdue(NamedTuple):
 
 
 class Wire(Protocol):
-    """What is asked of a transport."""
+    """The methods of a transport that are needed here."""
 
     def get_write_buffer_size(self) -> int:
-        """Bytes that wait for the client."""
+        """Return the number of bytes that wait for the client."""
 
     def is_reading(self) -> bool:
-        """Whether bytes are taken from the client."""
+        """Return whether bytes are read from the client."""
 
 
 class Deadlines:
-    """The deadlines of one connection. Progress is what has changed since the last look.
+    """The deadlines of one connection. Progress is what has changed since the last check.
 
-    unsent: bytes that waited for the client at the last look.
+    unsent: bytes that waited for the client at the last check.
     """
 
     __slots__ = (
@@ -94,9 +94,9 @@ class Deadlines:
         self._limits = limits
         self.unsent = 0
         self._moved = 0.0  # when the client last took bytes
-        self._asked = 0  # requests at the last look
+        self._asked = 0  # requests at the last check
         self._idle_since = self._swept = now
-        self._began = -1.0  # the body that the next four are about
+        self._began = -1.0  # the body that the next four describe
         self._reading = 0.0  # seconds for which it was read
         self._windowed = 0.0  # seconds of the present window
         self._seen = 0  # bytes at the start of that window
@@ -104,7 +104,7 @@ class Deadlines:
     def overdue(
         self, now: float, wire: Wire, gate: Gate, *, asked: int, is_idle: bool, is_serving: bool
     ) -> Overdue | None:
-        """Look; the deadline that has passed, if any.
+        """Check all deadlines. Return the one that has passed, if any.
 
         now: loop time. asked: requests so far. is_serving: one of them is being answered.
         """
@@ -118,14 +118,14 @@ class Deadlines:
             return self._idle(now, asked, is_idle=is_idle)
         if gate.awaits == "body":
             return self._body(now, step, gate, is_reading=wire.is_reading())
-        if is_serving:  # the time of a head begins when it is its turn
+        if is_serving:  # the time of a head begins when the answer before it has ended
             gate.since = now
         if now - gate.since > self._limits.head:
             return Overdue(f"the head of its request was not whole after {self._limits.head:g} s")
         return None
 
     def idle_for(self, now: float, asked: int) -> float:
-        """Seconds for which nothing was asked for; at least, since it goes by the last look."""
+        """Return for how many seconds at least nothing was asked for, as of the last check."""
         return now - self._idle_since if asked == self._asked else 0.0
 
     def _idle(self, now: float, asked: int, *, is_idle: bool) -> Overdue | None:

@@ -1,6 +1,6 @@
 """Decodes the Content-Encoding of request bodies: gzip, deflate, zstd (RFC 9110, section 8.4.1).
 
-A few KiB can hold gigabytes, so the output comes in pieces: the caller counts them, and stops.
+A few KiB can decode to gigabytes, so the output comes in pieces: the caller counts them, and stops.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from backports.zstd import ZstdDecompressor
 
-ACCEPTED: Final = "gzip, deflate, zstd"  # as an Accept-Encoding field says it
-FIRST: Final = 32 << 10  # bytes of the first piece, which costs less than a thread: 0.1 ms
-PIECE: Final = 1 << 20  # bytes of any other
+ACCEPTED: Final = "gzip, deflate, zstd"  # as an Accept-Encoding field lists them
+FIRST: Final = 32 << 10  # bytes of the first piece: decoding them costs less than a thread, 0.1 ms
+PIECE: Final = 1 << 20  # bytes of any other piece
 FEED: Final = 64 << 10  # bytes of input at a time
-_MOST_STREAMS: Final = 1000  # members or frames of one body: empty ones cost time and yield nothing
+_MOST_STREAMS: Final = 1000  # members or frames of one body: empty ones take time and yield nothing
 _ENCODINGS: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate", "zstd": "zstd"}
 # Window of a zstd frame, log2 of bytes: what a decoder has to support (RFC 9659). A larger one
 # would be memory that no limit here sees.
@@ -25,7 +25,7 @@ _ZSTD_WINDOW_LOG: Final = 23
 
 
 class EncodingError(ValueError):
-    """The body is not what its Content-Encoding announces. The message says why."""
+    """The body does not match its Content-Encoding. The message says why."""
 
 
 class _Stream(Protocol):
@@ -40,23 +40,23 @@ class _Stream(Protocol):
         """Input beyond that end."""
 
     def decompress(self, data: bytes | memoryview, max_length: int, /) -> bytes:
-        """Decode; what is left of the input is `unconsumed_tail`, or kept inside."""
+        """Decode a part; the rest of the input is in `unconsumed_tail`, or kept inside."""
 
 
 def known_encoding(field: str) -> str | None:
-    """Return the one encoding that a Content-Encoding field names; None: it is not decoded here."""
+    """Return the one encoding that a Content-Encoding field names; None: it is not supported."""
     return _ENCODINGS.get(field.strip().lower())
 
 
 def is_loaded(encoding: str) -> bool:
-    """Whether decoding can begin without importing anything."""
+    """Return whether decoding can begin without importing a module."""
     return (
         encoding != "zstd" or "backports.zstd" in sys.modules or "compression.zstd" in sys.modules
     )
 
 
 def decoded(encoding: str, body: bytes) -> Iterator[bytes]:
-    """Decode `body` piece by piece: FIRST bytes, then PIECE each; less at the end only.
+    """Decode `body` piece by piece: FIRST bytes, then PIECE each; the last one may be shorter.
 
     Raises EncodingError from any step.
     """
@@ -64,7 +64,7 @@ def decoded(encoding: str, body: bytes) -> Iterator[bytes]:
     stream = _stream(encoding, body)
     found: list[bytes] = []
     size, most, streams = 0, FIRST, 1
-    rest: bytes | memoryview = b""  # of the input, refused for want of room
+    rest: bytes | memoryview = b""  # of the input, left over by the decoder at the size limit
     while True:
         data = rest
         if not data:
@@ -100,7 +100,7 @@ def _stream(encoding: str, body: bytes) -> _Stream:
     if encoding == "gzip":
         return zlib.decompressobj(31)
     if encoding == "deflate":
-        # zlib's format by the RFC, and bare by the habit of many clients.
+        # zlib's format by the RFC, and raw deflate by the habit of many clients.
         return zlib.decompressobj(15 if _has_zlib_header(body) else -15)
     return _zstd()
 

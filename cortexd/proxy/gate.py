@@ -125,10 +125,9 @@ class Gate:
         self._payload: StreamReader | None = None  # of the last request that began
         self._head = 0  # bytes of a head that is not whole yet
         self._is_dead = False
-        self._is_start = (
-            True  # the next byte is surely the first of a request, or of its first line
-        )
-        self._opening = b""  # what has come of that line
+        # Whether the next byte belongs to a request line, or to the empty lines before one.
+        self._is_start = True
+        self._opening = b""  # the bytes of that line so far
         self.awaits: Literal["head", "body"] | None = None
         self.since = self.began = loop.time()
         self.taken = 0
@@ -174,7 +173,7 @@ class Gate:
         return fed
 
     def _open(self, data: bytes) -> Fault | None:
-        """Look at the first line of a request: what is wrong with it that the parser would take.
+        """Check the first line of a request for faults that the parser accepts.
 
         Empty lines before it are no fault (RFC 9112, section 2.2), bare CR and LF are.
         """
@@ -201,7 +200,7 @@ class Gate:
     def _await_body(self, data: bytes) -> None:
         if self._payload is None or self._payload.is_eof():
             self.awaits = None
-            # Half of another head may stand behind it, unless a head or a last chunk ends the data.
+            # Half of another head may follow, unless a head or a last chunk ends the data.
             self._is_start = data[-4:] == b"\r\n\r\n"
         else:
             self.awaits, self.since = "body", self._loop.time()
@@ -227,7 +226,7 @@ class Gate:
         return [*fit, (_refused(message), leftover)], False, b""
 
 
-# What the parser takes beside HTTP.
+# Protocols that the parser accepts besides HTTP.
 _OTHER_PROTOCOL: Final = re.compile(rb" (RTSP|ICE)/")
 _BROKEN: Final = "The body's chunked coding is broken; look at what sends it."
 _NO_HTTP: Final = (

@@ -1,4 +1,4 @@
-"""What the kernel knows of an accepted connection, and what only it can do."""
+"""Connection facts that only the kernel has, and a reset, which only it can send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LAST_DATA_RECV: Final = slice(52, 56)  # tcpi_last_data_recv in struct tcp_info
 
 
 def waited_in_kernel(wire: asyncio.Transport) -> float:
-    """Return the seconds since the last bytes came; 0.0 where that is not known."""
+    """Return the seconds since the last bytes arrived; 0.0 if unknown."""
     sock = wire.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX:
         return 0.0
@@ -22,7 +22,7 @@ def waited_in_kernel(wire: asyncio.Transport) -> float:
 
 
 def has_unread(wire: asyncio.Transport) -> bool:
-    """Whether something has come that this process has not read: bytes, or the end."""
+    """Return whether the kernel holds something that was not read yet: bytes, or the end."""
     if wire.is_closing():
         return False
     poll = select.poll()
@@ -31,7 +31,7 @@ def has_unread(wire: asyncio.Transport) -> bool:
 
 
 def reset(wire: asyncio.Transport) -> None:
-    """End it with a reset; what was not sent is lost."""
+    """Reset the connection; bytes that were not sent are lost."""
     sock = wire.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.abort()

@@ -37,10 +37,10 @@ _KEEPALIVE: Final = (
 
 
 class Origin(NamedTuple):
-    """Whom to connect to. `netloc`: as the Host field spells it.
+    """The other end of a connection. `netloc`: as the Host field spells it.
 
-    trusted: what its certificate is checked with; None: the system's authorities. A connection is
-        used again only where the same is trusted.
+    trusted: checks its certificate; None: the system's authorities do. A connection is reused only
+        under the same `trusted`.
     """
 
     host: str
@@ -63,13 +63,15 @@ def parse_base(base: str) -> tuple[Origin, str]:
 
 
 def never_own(ip: str, port: int) -> bool:
-    """For a process whose upstreams can't lead back to it."""
+    """Return False, for a process whose upstreams can't lead back to it."""
     return False
 
 
 class Pool:
-    """`is_own`: whether an IP address and port are a listener of this process, which is never
-    connected to.
+    """Idle connections to upstreams.
+
+    is_own: returns whether an IP address and port are a listener of this process, to which no
+        connection is made.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Pool:
     ) -> None:
         self._resolver = resolver
         self._sweeper = sweeper
-        self._system: ssl.SSLContext | None = None  # the system's authorities, once they are read
+        self._system: ssl.SSLContext | None = None  # the system's authorities, once read
         self._is_own = is_own
         self._loop = asyncio.get_running_loop()
         # Of each origin in the order in which they were given.
@@ -102,7 +104,7 @@ class Pool:
         return None
 
     async def connect(self, origin: Origin, timeout: float) -> Connection:
-        """A new connection, made within `timeout` seconds.
+        """Open a new connection within `timeout` seconds.
 
         Raises UpstreamFault (refused, unreachable, own).
         """
@@ -188,7 +190,7 @@ class Pool:
         return connection
 
     async def _race(self, addresses: Sequence[tuple[str, int]]) -> tuple[socket.socket, str]:
-        """A connected socket and its IP: each address is tried a little after the one before.
+        """Return a connected socket and its IP; each address is tried shortly after the one before.
 
         Raises OSError.
         """

@@ -16,11 +16,11 @@ from cortexd.proxy.sweeper import Sweeper
 
 # Bytes per second (1 Mbit/s) at which the largest body allowed is whole within its deadline.
 SLOWEST_UPLOAD: Final = 128 << 10
-# Connections too many that may wait for their clients to hang up; their descriptors are beyond the
-# cap.
+# Connections above the limit that may wait for their clients to hang up; their descriptors are
+# beyond the limit.
 MOST_TURNED_AWAY: Final = 64
-# Where there are as many connections as there may be: how many of the oldest are looked at, and for
-# how many seconds the client of one that ends for a new one has sent nothing that it owes.
+# At the limit on connections: how many of the oldest are checked, and for how many seconds the
+# client of one that is closed for a new one has sent nothing that it owes.
 EXAMINED: Final = 64
 SILENT: Final = 2.0
 SWEEP: Final = 1.0  # seconds between two looks at the deadlines; they are met to within that
@@ -29,8 +29,8 @@ SWEEP: Final = 1.0  # seconds between two looks at the deadlines; they are met t
 class DoorServer(Keeper):
     """Makes a Door of every connection.
 
-    max_connections: above it a connection whose client is silent ends for the new one; where there
-        is none, the new one is answered 503 `overloaded` and closed.
+    max_connections: above it, a connection whose client is silent is closed for the new one; if
+        there is none, the new one is answered 503 `overloaded` and closed.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class DoorServer(Keeper):
         self._were_idle = idle
 
     def _make_room(self) -> bool:
-        """End the oldest connection whose client is silent: such ones lock nobody out."""
+        """Close the oldest connection whose client is silent. Return whether there was one."""
         now = self._loop.time()
         for door in islice(self._doors, EXAMINED):
             if door.silent_for(now) > SILENT:
@@ -124,15 +124,15 @@ class DoorServer(Keeper):
             door.abort()
 
     def end_turned_away(self) -> None:
-        """End the connections too many that have not hung up yet."""
+        """Close the refused connections that have not been closed yet."""
         for each in list(self._turned_away):
             each.end()
 
 
 class _TurnedAway(asyncio.Protocol):
-    """A connection too many: answered before it asked, at the least cost.
+    """A connection above the limit, answered before its request at the least cost.
 
-    Closing it with bytes unread, or before they come, would reset it and destroy the answer (RFC
+    Closing it with bytes unread, or before they arrive, would reset it and destroy the answer (RFC
     9112, section 9.6): its client has a moment to read and to hang up.
     """
 
@@ -159,12 +159,12 @@ class _TurnedAway(asyncio.Protocol):
         self._forget()
 
     def sweep(self, now: float) -> None:
-        """Wait no longer than a moment."""
+        """Close the connection once its client has had a moment."""
         if now - self._since > HANG_UP:
             self.end()
 
     def end(self) -> None:
-        """Close it now."""
+        """Close the connection now."""
         self._forget()
         self._wire.abort()
 

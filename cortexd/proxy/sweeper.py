@@ -24,7 +24,7 @@ class Sweeper:
     def __init__(self, tick: float = TICK) -> None:
         self._every = tick
         self._watched: set[Watched] = set()
-        self._due = 0.0  # loop time of the next look
+        self._due = 0.0  # loop time of the next check
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -56,8 +56,8 @@ class Sweeper:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # So late, this process stood still (it was stopped, or busy), and others may well have met
-        # their deadlines: what they sent meanwhile is read before the next look. That one counts.
+        # So late, the process stood still (it was stopped, or busy), and others may well have met
+        # their deadlines: what they sent meanwhile is read before the next check.
         self._has_waited = now - self._due > self._every and not self._has_waited
         if not self._has_waited:
             for watched in list(self._watched):

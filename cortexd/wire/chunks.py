@@ -1,8 +1,8 @@
-"""Empty chunks: what separates keep-alive comments from the answer in a completions stream.
+"""Empty chunks, which separate keep-alive comments from the answer in a completions stream.
 
 No blank line follows a keep-alive comment, because some decoders dispatch an event at every blank
 line. A client that splits a stream at blank lines and looks at the first characters of each block
-would then take the comments and the first event behind them for one block, and drop it. It drops an
+would then take the comments and the first event after them for one block, and drop it. It drops an
 empty chunk in place of that event.
 """
 
@@ -18,7 +18,7 @@ from cortexd.wire import sse
 _CHAT: Final = "/v1/chat/completions"
 PATHS: Final = frozenset({_CHAT, "/v1/completions"})
 
-# What an empty chunk copies from the first chunk: a stream has one identity.
+# Fields that an empty chunk copies from the first chunk: a stream has one identity.
 _IDENTITY: Final = ("id", "object", "created", "model", "system_fingerprint")
 # Bytes of a first event that are held back until it is whole.
 MAX_HELD: Final = 16 * 1024
@@ -27,7 +27,7 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def empty_chunk(path: str, request_id: str, model: str, created: int) -> bytes:
-    """An event without role and content. created: seconds since the epoch."""
+    """Return an event without role and content. created: seconds since the epoch."""
     is_chat = path == _CHAT
     return _event(
         path,
@@ -41,13 +41,11 @@ def empty_chunk(path: str, request_id: str, model: str, created: int) -> bytes:
 
 
 class FirstChunk:
-    """Puts an empty chunk before the first event of an answer, where dropping that event would
-    lose something.
+    """Puts an empty chunk before the first event of an answer if dropping that event loses content.
 
     The event is held back until it is whole. An empty chunk has its identity, and its role if it
     has one: some clients take the kind of the message from the first chunk they see, others
     concatenate roles, so a chunk that has only a role gets no other before it.
-
     fallback: the empty chunk for an event that can't be read.
     """
 
@@ -57,7 +55,7 @@ class FirstChunk:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what may be sent: nothing until the first event is whole."""
+        """Return the bytes to send: none until the first event is whole."""
         held = self._held = self._held + data
         boundary = sse.BOUNDARY.search(held)
         if boundary is not None:
@@ -65,13 +63,13 @@ class FirstChunk:
         return self._fallback + self.rest() if len(held) > MAX_HELD else b""
 
     def rest(self) -> bytes:
-        """Return what is held back."""
+        """Return the bytes that are held back."""
         rest, self._held = self._held, b""
         return rest
 
     def _separator(self, event: bytes) -> bytes:
         data = sse.data_of(event)
-        if not data:  # comments: nothing is lost with them
+        if not data:  # comments: dropping them loses nothing
             return b""
         try:
             chunk = _decode(data)
@@ -94,7 +92,7 @@ def _role(choice: Mapping[str, Any]) -> str | None:
 
 
 def _is_empty(choice: Mapping[str, Any]) -> bool:
-    """Whether there is nothing in it but a role."""
+    """Return whether there is nothing in it but a role."""
     said = choice.get("delta") or {}
     contents = [choice.get("text"), choice.get("finish_reason")]
     return not any(contents) and not any(said[name] for name in said if name != "role")

@@ -1,4 +1,4 @@
-"""What an engine's error answer means: whether it lacks the model, or its context is too small.
+"""The meaning of an engine's error answer: whether it lacks the model, or its context is too small.
 
 Recognizes the answers of our neuron, OpenAI, Anthropic, vLLM, SGLang, llama.cpp, llama-swap,
 Ollama, LM Studio, TGI and TEI. Decides nothing.
@@ -35,7 +35,7 @@ _OVERFLOW: Final = re.compile(
 def is_unknown_model(status: int, body: bytes, model: str) -> bool:
     """Return whether an answer says that the engine does not have `model`.
 
-    A 404 for a path, a response or a file is none: the error has to carry the code
+    A 404 for a path, a response or a file does not: the error has to carry the code
     `model_not_found`, name the field `model`, or name the model itself as not found.
     """
     if status not in (400, 404):
@@ -62,7 +62,7 @@ def is_context_overflow(status: int, body: bytes) -> bool:
 
 
 def _error(body: bytes) -> dict[str, Any]:
-    """The error object of any dialect; what is no JSON object counts as its message."""
+    """Return the error object of any dialect; the message is all of it if it is no JSON object."""
     if len(body) > MAX_ERROR_BODY:
         return {}
     try:

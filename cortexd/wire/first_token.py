@@ -1,4 +1,4 @@
-"""Which bytes of an event stream hold its first token, by path: found without decoding JSON.
+"""Patterns for the first token of an event stream, by path: found without decoding JSON.
 
 The pattern is a key with a value that is not empty. A key can't be faked from inside a JSON string
 (a model's name, say): its closing quote and colon would be escaped there.

@@ -14,13 +14,13 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError, ParseError
 from python_multipart.multipart import parse_options_header
 
-# An honest form has a dozen parts, with lines of 200 bytes; of a long file name in percent-encoded
-# UTF-8 they have 4 KiB. Parameters are parsed at half a microsecond a byte: within these bounds the
+# Most forms have a dozen parts with lines of 200 bytes; a long file name in percent-encoded UTF-8
+# has up to 4 KiB. Parameters are parsed at half a microsecond a byte: within these bounds the
 # worst headers cost 70 ms.
 MAX_PARTS: Final = 128
 MAX_HEADER: Final = 8 << 10  # bytes of one header line
 MAX_PARSED: Final = 128 << 10  # bytes of all lines that are parsed
-MAX_TYPE: Final = 1024  # bytes of the Content-Type that has the boundary
+MAX_TYPE: Final = 1024  # bytes of the Content-Type field with the boundary
 
 
 class FormError(ValueError):

@@ -57,7 +57,7 @@ class Loadable(msgspec.Struct, frozen=True):
     """A model that a node could load, by an id that POST /models/load takes.
 
     quants: in upper case, as the file names spell them, "" for a file that names none; absent: the
-    load may name any.
+        load may name any.
     """
 
     id: str
@@ -126,7 +126,7 @@ class ModelLoad(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """GET /health. A `loadable_version` other than that of /discovery: ask /discovery again."""
+    """GET /health. If `loadable_version` differs from that of /discovery, ask /discovery again."""
 
     uptime_secs: Number | None = None
     devices: list[DeviceHealth] | None = None
@@ -210,9 +210,9 @@ def endpoint_path(model: str) -> str:
 
 
 def plain(text: str, limit: int = MAX_TEXT) -> str:
-    """A node's words as one line without control characters, cut to `limit` characters.
+    """Return a node's words as one line without control characters, cut to `limit` characters.
 
-    Without a full stop at its end, since it is quoted within sentences.
+    Without a full stop at the end, since the words are quoted within sentences.
     """
     words = " ".join(text.split()).rstrip(". ")
     if not words.isprintable():

@@ -13,9 +13,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 def without_bom(body: bytes) -> bytes:
-    """Return a JSON text without the byte order mark that some editors and languages put first.
+    """Return a JSON text without its byte order mark, which some editors and languages write first.
 
-    Senders must not add one, receivers may ignore it (RFC 8259, section 8.1); engines don't.
+    Senders must not add one, receivers may ignore it (RFC 8259, section 8.1); engines do not.
     """
     return body.removeprefix(_BOM)
 

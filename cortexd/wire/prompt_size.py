@@ -1,6 +1,7 @@
 """A lower bound of the tokens in a prompt, from the words in its text.
 
 Sound rather than close: a replica whose context is smaller than the bound can't hold the prompt.
+
 - A token of a usual tokenizer never reaches over the space between two words. Those of SuperBPE
   do, but hold fewer than two words on average. So the bound is half of the words.
 - What a chat template may drop is not counted: the assistant's messages (templates remove the
@@ -16,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 WORDS_PER_TOKEN: Final = 2
-# A word has a byte at least, and one beside it that ends it.
+# A word has at least one byte, and one beside it that ends it.
 BYTES_PER_TOKEN: Final = 2 * WORDS_PER_TOKEN
 MAX_COUNTED: Final = 1024 * 1024  # characters; the words of a part are a lower bound as well
 
@@ -25,7 +26,7 @@ _GIVEN: Final = frozenset({"user", "system", "developer", "tool"})
 
 
 class _Part(msgspec.Struct):
-    """Of a content: a text, or the result of a tool."""
+    """A part of a content: a text, or the result of a tool."""
 
     type: str | None = None
     text: str | None = None
@@ -33,7 +34,7 @@ class _Part(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    """Of a conversation; `output` is of a function call."""
+    """A message of a conversation; `output` is the result of a function call."""
 
     role: str | None = None
     type: str | None = None
@@ -58,7 +59,7 @@ _decode_items: Final = msgspec.json.Decoder(list[_Message]).decode
 
 
 def least_tokens(path: str, body: bytes) -> int:
-    """Return a number of tokens that the prompt has at least; 0 where nothing can be said."""
+    """Return a lower bound of the number of tokens in the prompt; 0: no bound is known."""
     texts_of = _TEXTS.get(path)
     if texts_of is None:
         return 0
@@ -115,7 +116,7 @@ _TEXTS: Final[Mapping[str, Callable[[_Body], Iterator[str]]]] = {
 
 
 def _texts(content: msgspec.Raw) -> Iterator[str]:
-    """The texts of a content, whole or in parts."""
+    """Yield the texts of a content, whole or in parts."""
     first = _first(content)
     if first == b'"':
         yield _decode_text(content)

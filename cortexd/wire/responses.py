@@ -1,7 +1,7 @@
-"""Streams of the Responses API: what the gateway reads of one that broke off, and its last events.
+"""Streams of the Responses API: reads one that broke off, and writes the gateway's last events.
 
-A stream has one response id and rising sequence numbers from its first event to its last, whoever
-writes it: OpenAI's `responses.stream()` raises on anything else.
+A stream has one response id and rising sequence numbers from its first event to its last, whether
+an engine or the gateway writes it: OpenAI's `responses.stream()` raises on anything else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]+)"')
 _USUAL_ID: Final = re.compile(rb'"id"\s*:\s*"(resp[_-][A-Za-z0-9_.:-]{1,250})"')
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})\b')
 _LARGE: Final = 2**31 - 1
-# What a response must have besides its id, model, time and status. OpenAI's OpenAPI description.
+# Required fields of a response besides id, model, time and status (OpenAI's OpenAPI description).
 _REQUIRED: Final[dict[str, Any]] = {
     "object": "response",
     "error": None,
@@ -41,7 +41,7 @@ _REQUIRED: Final[dict[str, Any]] = {
 
 
 class _Continuation(msgspec.Struct):
-    """What a request says of the response that it continues."""
+    """The field of a request that names the response it continues."""
 
     previous_response_id: str | None = None
 
@@ -57,7 +57,7 @@ _decode_continuation: Final = msgspec.json.Decoder(_Continuation).decode
 
 
 def response_id(head: bytes) -> str | None:
-    """Return the id of the response in the first bytes of an answer, a stream or a whole one."""
+    """Return the id of the response from the first bytes of an answer, streamed or not."""
     found = _USUAL_ID.search(head)
     if found is None:
         start = _RESPONSE.search(head)
@@ -84,15 +84,15 @@ def failure(
     head: bytes = b"",
     tail: bytes = b"",
 ) -> bytes:
-    """The events that end a stream as failed.
+    """Return the events that end a stream as failed.
 
     error: of the response; its `code` and `message` are required.
-    head, tail: the first and the last bytes of what was sent of the engine's stream; the same if
-        that was short. Without an event in them a `response.created` comes first.
+    head, tail: the first and the last bytes that were sent of the engine's stream; equal if it
+        was short. Without an event in them a `response.created` comes first.
     now: seconds since the epoch.
     """
     whole = _first_event(head)
-    # Bytes of a head that is not all of the stream are an event that is longer than them.
+    # If the head is only a part of the stream, its first event may be longer than it.
     has_begun = whole is not None or head != tail
     own = {"id": f"resp_{request_id}", "created_at": now, "model": model} | _REQUIRED
     response = own | _begun(whole, head)
@@ -106,7 +106,7 @@ def failure(
 
 
 def _first_event(head: bytes) -> bytes | None:
-    """Return the data of the first event that is whole; an engine may send comments before it."""
+    """Return the data of the first whole event; an engine may send comments before it."""
     at = 0
     for boundary in sse.BOUNDARY.finditer(head):
         if data := sse.data_of(head[at : boundary.end()]):
@@ -116,7 +116,7 @@ def _first_event(head: bytes) -> bytes | None:
 
 
 def _begun(event: bytes | None, head: bytes) -> dict[str, Any]:
-    """The engine's own response, as its first event has it; only the id if that event is cut."""
+    """Return the engine's own response from its first event; only the id if that event is cut."""
     if event is not None:
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = _decode(event).response
@@ -127,8 +127,7 @@ def _begun(event: bytes | None, head: bytes) -> dict[str, Any]:
 
 
 def _next_number(head: bytes, tail: bytes) -> int:
-    """Return the sequence number that follows the last one, or a larger one where that one was in
-    an event that is longer than the tail."""
+    """Return the sequence number after the last one; a larger one if `tail` does not show it."""
     if numbers := _NUMBER.findall(tail):
         return int(numbers[-1]) + 1
     return _LARGE if _NUMBER.search(head) else 0

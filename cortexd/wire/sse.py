@@ -1,4 +1,4 @@
-"""Server-sent events: their form, and what the gateway takes out of an engine's stream."""
+"""Server-sent events: their form, and the removal of an engine's usage event."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOUNDARY: Final = re.compile(rb"\r?\n\r?\n")
 
 
 _decode_chunk: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-# What every chunk of a stream has, and what says nothing.
+# Fields of every chunk, which alone say nothing.
 _COMMON: Final = frozenset(
     {"id", "object", "created", "model", "system_fingerprint", "service_tier", "choices", "usage"}
 )
@@ -29,15 +29,15 @@ def event(name: str, data: bytes) -> bytes:
 
 
 def data_of(event: bytes) -> bytes:
-    """The data of one event; nothing for a block of comments."""
+    """Return the data of one event; none for a block of comments."""
     lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines)
 
 
 def after(tail: bytes, event: bytes, *, is_whole: bool) -> bytes:
-    """Return what adds `event` to a stream that may have broken off within another event.
+    """Return the bytes that add `event` to a stream that may have broken off within another event.
 
-    A blank line ends an event that has data. Where there is none to end it would be an event
+    A blank line ends an event that has data. If there is none to end, it would be an event
     without data, which some decoders dispatch and then fail to parse.
     tail: the last bytes of the stream. is_whole: they are all of it.
     """
@@ -57,12 +57,11 @@ def after(tail: bytes, event: bytes, *, is_whole: bool) -> bytes:
 
 
 class UsageRemover:
-    """Takes out the usage that the client did not ask for, where it has an event of its own.
+    """Takes out the usage that the client did not ask for, if it has an event of its own.
 
-    What else that event carries (llama.cpp's `timings`) is passed on, with an empty choice: who
-    did not ask for usage expects one in every chunk.
-
-    taken: that event as it came.
+    Anything else in that event (llama.cpp's `timings`) is passed on, with an empty choice: a client
+    that did not ask for usage expects one in every chunk.
+    taken: that event as it arrived.
     """
 
     def __init__(self) -> None:
@@ -95,7 +94,7 @@ class UsageRemover:
 
 
 def _without_usage(event: bytes) -> bytes:
-    """Return the event itself where its usage does not stand alone, else what is left of it."""
+    """Return a usage-only event without its usage, and any other event unchanged."""
     if not event.startswith(b"data:") or b'"usage"' not in event:
         return event
     try:

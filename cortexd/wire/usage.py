@@ -31,7 +31,7 @@ class _Details(msgspec.Struct):
 class _Counts(msgspec.Struct):
     """OpenAI's and Anthropic's spellings of the same counts.
 
-    Anthropic's `input_tokens` are those that the cache neither held nor took.
+    Anthropic's `input_tokens` does not include tokens that its cache held or took.
     """
 
     prompt_tokens: _Count | None = None
@@ -139,7 +139,7 @@ def _events(text: bytes) -> Iterator[_Event]:
 
 
 def _joined(end: Usage, counts: _Counts, head: bytes) -> Usage | None:
-    """`end` may have no prompt count: then it must stand in the first event, or it is unknown."""
+    """Return both counts in one. Without a prompt count in `end`, the first event must have it."""
     for event in _events(head):
         if event.message and event.message.usage and (start := _usage(event.message.usage)):
             return Usage(
