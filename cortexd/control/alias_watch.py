@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class AliasWatch:
-    """Looks at the aliases again when the catalogue or the models of the fleet have changed."""
+    """Checks the aliases again when the catalogue or the models of the fleet have changed."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -21,7 +21,7 @@ class AliasWatch:
         self._warned: set[tuple[str, str]] = set()
 
     def observed(self, name: str, seen: Observation) -> None:
-        """Take in one poll; costs a few comparisons of references when nothing has changed."""
+        """Called after each poll; costs a few comparisons of references if nothing has changed."""
         snapshot, before = self._registry.snapshot, self._seen
         self._seen = snapshot
         if snapshot.catalogue.aliases and (before is None or _may_differ(before, snapshot)):

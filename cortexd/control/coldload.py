@@ -106,12 +106,12 @@ class LoadTable:
     async def wait(
         self, decision: Load | Wait, patience: Patience | None = None, *, may_evict: bool = True
     ) -> Lease | None:
-        """Join the model's job, or start it, and wait for one's turn.
+        """Join the model's load, or start it, and wait in its queue.
 
         may_evict: whether other models may be unloaded for this request.
 
-        A claim on the replica where it is now resident, or None: decide again.
-        Raises Refusal when the wait was in vain.
+        Return a lease on the replica that is resident now, or None: decide again.
+        Raises Refusal when the wait ends without one.
         """
         entry = self.join(decision, may_evict=may_evict)
         return await self._stand_in(entry.line, decision.model, entry, patience)
@@ -286,7 +286,7 @@ class LoadTable:
             self._end(entry, Event.FAULT)
 
     def _be_impossible(self, entry: Entry, words: str) -> None:
-        """Its node will not load it, however often it is asked: waiters decide again without it."""
+        """End a load that its node will never do: its waiters decide again without that node."""
         self._outcomes.impossible(entry, words)
         self._settle(entry, failed=True)
         if not entry.has_ended:

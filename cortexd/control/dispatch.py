@@ -56,7 +56,7 @@ class RouteDecision(msgspec.Struct, frozen=True):
 
 
 class Dispatcher:
-    """Routes requests over the registry's picture and the load table.
+    """Routes requests by the registry's snapshot and the load table.
 
     nudge: has a node polled now.
     """
@@ -123,7 +123,7 @@ class Dispatcher:
                     waited += self.now() - began
                     if lease is None:
                         # It was there, and makes room for another one: that is our own doing, too.
-                        # A node that turned out to lack the file is not asked again.
+                        # A node that turned out not to have the file is not asked again.
                         passes -= not for_us and (
                             query.model in registry.ledger.gates
                             or registry.ledger.count_unloadable(query.model) > lacking
@@ -188,7 +188,7 @@ class Dispatcher:
         return decision.replica if isinstance(decision, Serve | Lazy) else None
 
     def can_route(self, query: Query) -> bool:
-        """Return whether such a request would be served, after a load maybe; claims nothing."""
+        """Return whether such a request would be served, possibly after a load; claims nothing."""
         registry = self._registry
         decision = decide(query, registry.snapshot, registry.ledger, self.now())
         return not isinstance(decision, Refuse)
@@ -228,7 +228,7 @@ class Dispatcher:
         if replica is None or replica.status not in ABLE:
             return False
         if replica is not route.replica and route.route != "lazy":
-            return False  # somebody has had it loaded again meanwhile
+            return False  # it was loaded again meanwhile
         registry.note_fault(node, model, suspect=False)
         return True
 

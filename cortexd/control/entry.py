@@ -26,16 +26,15 @@ class Patience(Protocol):
 
 
 class Entry:
-    """One load, or one watch over what others do, and those who wait for it.
+    """One load, or the watch over a load that a node began by itself, and its waiting requests.
 
-    node: where; None while that is not known. deadline: loop time. stage, fraction: how far it is,
-        in the node's words. is_ours: we asked for it. is_unasked: for a copy that
-        is kept, not for a request. may_evict: whether other models may be unloaded for it; set
-        once a request joins that may. refusal: what it ended with, if with one.
-
+    node: where; None while that is not known. deadline: loop time. stage, fraction: its progress,
+        in the node's words. is_ours: the gateway asked for it. is_unasked: for a copy that is kept,
+        not for a request. may_evict: whether other models may be unloaded for it; set once a
+        request joins that may. refusal: what it ended with, if with one.
     epoch: of the node when it was asked. is_called: the call that asked is open. restarted: loop
-        time at which the node seemed to have restarted since. still: seconds without progress, as
-        far as the node reported; contact: its last report, monotonic. See `supervision`.
+        time since when the node seems to have restarted. still: seconds without progress, as far as
+        the node reported; contact: its last report, monotonic. See `supervision`.
     """
 
     def __init__(

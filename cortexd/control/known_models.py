@@ -1,4 +1,4 @@
-"""Which models each node listed last, kept in the state file for the next start.
+"""Remembers which models each node listed last, in the state file, for the next start.
 
 Only names, and only of models that the catalogue does not list: after a restart nothing else can
 tell that such a model exists while its node is down. Decides nothing.
@@ -30,7 +30,7 @@ class KnownModels:
         self._seen: dict[str, Mapping[str, Model]] = {}
 
     def observed(self, name: str, seen: Observation) -> None:
-        """Take in one poll; costs a comparison of two references when nothing has changed."""
+        """Called after each poll; costs a comparison of two references when nothing has changed."""
         models = self._registry.snapshot.nodes[name].models
         if seen.models is None or self._seen.get(name) is models:
             return
@@ -38,7 +38,7 @@ class KnownModels:
         self._keep(name, self._names(models))
 
     def forget(self, name: str) -> None:
-        """Drop what is kept of a node that has been removed."""
+        """Drop the names of a node that was removed."""
         self._seen.pop(name, None)
         self._keep(name, ())
 

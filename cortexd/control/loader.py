@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _ON_ITS_WAY: Final = frozenset({LOADED, LOADING, RELOADING})
 _FULL: Final = 507
-# Statuses of loads that a neuron refuses before the attempt, and the codes that say so.
+# Statuses of loads that a neuron refuses before the attempt, and their codes.
 _REFUSED_BEFORE: Final = frozenset({404, 422})
 _LACKING: Final = frozenset(
     {"model_not_found", "no_such_quant", "unknown_harness", "model_too_large"}
@@ -83,7 +83,7 @@ class Loader:
                 if not entry.may_evict:
                     raise not_loaded(model) from error
                 if not has_waited and self._reservations.was_just_unloaded(node):
-                    has_waited = True  # the memory may only not be there yet
+                    has_waited = True  # the memory may only not be free yet
                 elif profile is None or has_cleared:
                     raise
                 elif await self._room.clear(profile, placement):
@@ -114,8 +114,10 @@ class Loader:
 
 
 def lacks_model(error: NodeError) -> bool:
-    """Return whether the node can't load the model whenever it is asked: it has no file for it, not
-    in that quant, not the harness, or not the memory."""
+    """Return whether the node can't load the model however often it is asked.
+
+    It has no file for it, not in that quant, not the harness, or not the memory.
+    """
     if error.code is None:
         return error.status in _REFUSED_BEFORE
     return error.code in _LACKING

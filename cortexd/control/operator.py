@@ -63,11 +63,10 @@ class Operator:
         self._current = current
 
     async def load(self, name: str, node: str | None = None) -> Loaded:
-        """Have a model resident: on `node`, or where routing would put it.
+        """Load a model on `node`, or where routing would place it.
 
-        The back-off of an earlier failure does not hold for an operator, nor does what a node that
-        is named was known to lack. A load that was begun goes
-        on when the caller is cancelled. Raises Refusal.
+        An operator's load ignores the back-off of an earlier failure, and that the named node was
+        known not to have the file. It goes on when the caller is cancelled. Raises Refusal.
         """
         began = now()
         model = self._registry.snapshot.catalogue.resolve(name)
@@ -126,7 +125,7 @@ class Operator:
         return self._running_on(node)
 
     async def check_state(self) -> str | None:
-        """Return why a restart would forget what was changed just now; None: it would not."""
+        """Return why a restart would forget the change that was just made; None: it would not."""
         return await self._state.check()
 
     # Loading.

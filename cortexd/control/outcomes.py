@@ -23,8 +23,10 @@ NO_WORDS: Final = "its load failed"
 
 
 class Outcomes:
-    """Notes how loads ended, those that nodes began by themselves too; whoever waits for them is
-    the table's business."""
+    """Records how loads ended, those that nodes began by themselves too.
+
+    The requests that wait for them belong to the load table.
+    """
 
     def __init__(self, registry: Registry, metrics: Metrics, events: Events) -> None:
         self._registry = registry
@@ -59,7 +61,7 @@ class Outcomes:
         self._events.tell("load_failed", node=node, model=model, message=words)
 
     def impossible(self, entry: Entry, words: str) -> None:
-        """Mark the model as one that its node can't load."""
+        """Record that a node can't load the model however often it is asked."""
         model, node = entry.model, entry.node or ""
         ledger = self._registry.ledger
         ledger.unloadable[node, model] = words
@@ -98,7 +100,7 @@ class Outcomes:
         )
 
     def _observed(self, name: str, seen: Observation) -> None:
-        """Take in what a poll says of loads that the node began by itself and that failed there."""
+        """Record loads that the node began by itself and that failed there, by its last poll."""
         ledger, snapshot = self._registry.ledger, self._registry.snapshot
         models = snapshot.nodes[name].models
         if seen.models is None or (models is self._seen.get(name) and not ledger.failures):
@@ -108,7 +110,7 @@ class Outcomes:
         for key in [key for key in failures if key[0] == name]:
             info = models.get(key[1])
             if info is None and key[1] not in snapshot.catalogue.profiles:
-                del failures[key]  # nobody can ask for it any more
+                del failures[key]  # the model is not listed any more
             elif info is not None and info.status == LOADED:
                 del failures[key]
         for model, info in models.items():

@@ -45,7 +45,7 @@ def load_failed(model: str, failed: Mapping[str, Failure], advice: str) -> Refus
 
 
 def cannot_load(model: str, node: str, reason: str) -> Refusal:
-    """The named node can't load it, now or later."""
+    """Return the refusal of a load that the named node can't do, now or later."""
     return Refusal(
         errors.NO_FEASIBLE_NEURON,
         f"The node {node} can't load the model {model!r}: {reason}. Change its profile, put its "

@@ -129,7 +129,7 @@ class Registry:
         self._put(told(self.snapshot.nodes[name], model, status, at))
 
     def untell(self, name: str, model: str) -> None:
-        """Let the node's next report say what is true of a model, whatever was told of it."""
+        """Drop the gateway's own word on a model's status: the node's next report decides."""
         node = self.snapshot.nodes.get(name)
         if node is not None and model in node.told:
             told_of = {key: fact for key, fact in node.told.items() if key != model}
@@ -240,7 +240,7 @@ class Registry:
                 ledger.served[key] = self._now()
 
     def note_answered(self, node: str, model: str, at: float) -> None:
-        """A replica has finished an answer, at `at` (monotonic)."""
+        """Record that a replica has finished an answer, at `at` (monotonic)."""
         known = self.snapshot.nodes.get(node)
         if known is not None and model in known.models:
             self.ledger.answered[node, model] = at
@@ -355,7 +355,7 @@ class Registry:
                 del ledger.footprints[footprint]
 
     def _recheck_unloadable(self, before: Node, after: Node) -> None:
-        """Forget what a node could not load once that may have changed."""
+        """Forget which loads a node could not do, once that may have changed."""
         unloadable, is_other = self.ledger.unloadable, before.epoch != after.epoch
         if before.files is not after.files or before.models is not after.models or is_other:
             is_other = is_other or before.files != after.files

@@ -1,7 +1,7 @@
-"""Memory on the nodes that loads are going to take, and what models were seen to take.
+"""Memory on the nodes that loads are going to take, and the measured footprints of models.
 
-The only writer of `promises`, `freed` and `footprints` in the ledger. What is free is
-`fleet.memory`'s to say; here is only kept what it reads.
+The only writer of `promises`, `freed` and `footprints` in the ledger; `fleet.memory` computes from
+them how much is free.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Reservations:
         host, promises = snapshot.nodes[node], ledger.promises
         held, seen_by = self._held(node, model), under_way(promises, node)
         free = reported_free(host, snapshot, ledger)
-        # What a load has taken so far nobody knows, so nothing of it is known to come back.
+        # How much a load has taken so far is unknown, so none of it is known to come back.
         info = host.models.get(model)
         coming = held if info is not None and info.status == LOADED else {}
 
@@ -101,7 +101,7 @@ class Reservations:
         )
 
     def _look_for_freed(self, name: str) -> None:
-        """Take what the node reports as free off what is known to be coming there."""
+        """Subtract the free memory that the node reports from what is known to be coming there."""
         snapshot, ledger = self._registry.snapshot, self._registry.ledger
         if (known := ledger.freed.get(name)) is None:
             return

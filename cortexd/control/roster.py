@@ -101,7 +101,7 @@ def nodes(
     drained: Collection[str] = (),
     listed_before: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> list[Node]:
-    """The nodes of a configuration, before anything is known of them.
+    """Return the nodes of a configuration, as they are before any poll.
 
     listed_before: node → models that it listed before the gateway started.
     """

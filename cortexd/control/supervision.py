@@ -1,6 +1,6 @@
-"""What a node's reports say of a load that it was asked for: whether it is lost.
+"""Decides by a node's reports whether a load that it was asked for is lost.
 
-Decides nothing else; the load table acts on it.
+The load table acts on it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _COMING: Final = frozenset({LOADED, LOADING, RELOADING})
 def loss(entry: Entry, node: Node | None, moment: float, stale_after: float) -> str | None:
     """Return why the load has failed, in words; None: it goes on, as far as is known.
 
-    moment: loop time. stale_after: seconds between two reports that count at most; what a
-    suspended host or gateway slept through is no time without progress.
+    moment: loop time. stale_after: seconds between two reports that count at most: time in which a
+    suspended host or gateway slept is not time without progress.
     """
     if node is None:
         return "the node was removed from the configuration"
@@ -37,8 +37,10 @@ def loss(entry: Entry, node: Node | None, moment: float, stale_after: float) -> 
 
 
 def _after_restart(entry: Entry, node: Node, moment: float) -> str | None:
-    """The node seems to be another process now. A load whose call is open, or that is still listed,
-    goes on."""
+    """Return why the load is lost with the process it was begun in; None: it goes on.
+
+    It goes on if its call is open or the node still lists it.
+    """
     info = node.models.get(entry.model)
     if info is not None and info.status in _COMING:
         entry.epoch, entry.restarted = node.epoch, None

@@ -72,7 +72,7 @@ def _journal(lines: list[AccessLine]) -> str:
 
 
 def _in_words(line: AccessLine) -> str:
-    """What people look for first: status, model, node and duration; then the rest by name."""
+    """Return status, model, node and duration first; the other fields follow by name."""
     fields = {
         name: value
         for name, value in msgspec.structs.asdict(line).items()

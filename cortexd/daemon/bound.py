@@ -1,6 +1,6 @@
-"""Where this process listens: whether a connection to an address would arrive here.
+"""The addresses that this process listens at: whether a connection to one would arrive here.
 
-Compares addresses that are resolved already; it never looks up a name.
+Compares resolved addresses; it never looks up a name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class BoundAddress(NamedTuple):
 
     @classmethod
     def of(cls, sock: socket.socket) -> BoundAddress | None:
-        """The address of a socket; None if it is not one of IP."""
+        """Return the address of a socket; None if it is not an IP socket."""
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return None
         ip, port = sock.getsockname()[:2]
@@ -40,7 +40,7 @@ class BoundAddress(NamedTuple):
 
     def accepts(self, ip: str, port: int) -> bool:
         """Return whether a connection from this machine to `ip` and `port` arrives here."""
-        if port != self.port:  # nearly always
+        if port != self.port:  # the usual case
             return False
         bound, wanted = _parse(self.ip), _parse(ip)
         if bound is None or wanted is None:
@@ -62,14 +62,14 @@ def is_local(ip: str) -> bool:
     if address.is_loopback or address.is_unspecified:
         return True
     if _can_bind(_FOREIGN[address.version]):
-        # The kernel binds to any address (ip_nonlocal_bind): ask it for the route instead, whose
-        # source is the destination itself where that is local.
+        # With ip_nonlocal_bind the kernel binds to any address: ask it for the route instead, whose
+        # source is the destination itself if that is local.
         return _source_for(ip) == address
     return _can_bind(ip)
 
 
 def _parse(ip: str) -> _Address | None:
-    """An IP address without its scope; an IPv4-mapped one as IPv4."""
+    """Return an IP address without its scope; an IPv4-mapped one as IPv4."""
     try:
         address = ipaddress.ip_address(ip.partition("%")[0])
     except ValueError:
@@ -91,7 +91,7 @@ def _can_bind(ip: str) -> bool:
 
 def _source_for(ip: str) -> _Address | None:
     with suppress(OSError):
-        family, where = socket_address(ip, 9)  # nothing is sent: a datagram socket only notes it
+        family, where = socket_address(ip, 9)  # nothing is sent: a datagram socket only records it
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(where)
             return _parse(probe.getsockname()[0])

@@ -42,7 +42,7 @@ class Lines:
 
     @property
     def descriptor(self) -> int | None:
-        """Where it writes; None: nowhere."""
+        """The file descriptor that it writes to; None: none."""
         return self._descriptor
 
     def isatty(self) -> bool:

@@ -48,7 +48,7 @@ def configure(settings: Logging | None = None, stream: TextStream | None = None)
 
 
 def layout(stream: TextStream, form: Format, environ: Mapping[str, str] = os.environ) -> Layout:
-    """How lines of that format look on that stream: `words`, `journal` or `json`."""
+    """Return how lines of that format look on that stream: `words`, `journal` or `json`."""
     if form == "json":
         return "json"
     if is_journal(stream, environ):
@@ -57,7 +57,7 @@ def layout(stream: TextStream, form: Format, environ: Mapping[str, str] = os.env
 
 
 def is_journal(stream: TextStream, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the stream leads to the systemd journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    """Return whether the stream leads to the systemd journal (systemd.exec(5), $JOURNAL_STREAM)."""
     descriptor = getattr(stream, "descriptor", None)
     if descriptor is None or not (told := environ.get("JOURNAL_STREAM")):
         return False
@@ -107,10 +107,10 @@ class Words(logging.Formatter):
 
 
 class Journal(logging.Formatter):
-    """`<4>message  key=value …`: the journal has the time, and takes the priority off the line."""
+    """Writes `<4>message  key=value …`: the journal adds the time, and takes the priority off."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or more with a traceback, each with the priority (sd-daemon(3))."""
+        """Return one line, or more with a traceback, each with the priority (sd-daemon(3))."""
         fields = "".join(f" {name}={value}" for name, value in _extra(record).items())
         lines = [record.getMessage() + fields]
         if record.exc_info:
@@ -120,7 +120,7 @@ class Journal(logging.Formatter):
 
 
 def priority(level: int) -> int:
-    """The syslog priority of a level: 7 is debug, 6 info, 4 warning, 3 error, 2 critical."""
+    """Return the syslog priority of a level: 7 is debug, 6 info, 4 warning, 3 error, 2 critical."""
     if level >= logging.CRITICAL:
         return 2
     if level >= logging.ERROR:

@@ -1,7 +1,7 @@
 """getaddrinfo without a queue: each lookup has a thread of its own, which is abandoned at exit.
 
-A pool of threads, the loop's own included, is full as soon as a name server does not answer a
-handful of lookups: then the next one waits for them, even if it would be answered from /etc/hosts,
+A pool of threads, the loop's own included, is full as soon as a name server leaves a handful of
+lookups without an answer: the next one then waits for them, even if /etc/hosts would answer it,
 and the process can't end before they do.
 """
 
@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-# Lookups without an answer at one time; a resolver asks for one name only once. Beyond that the
+# Lookups without an answer at one time; a resolver looks each name up only once. Beyond that the
 # system is out of order, and a lookup fails at once. The unit's TasksMax leaves room for them.
 MAX_THREADS: Final = 128
 
-Info = tuple[int, int, int, str, tuple[Any, ...]]  # as getaddrinfo has it
+Info = tuple[int, int, int, str, tuple[Any, ...]]  # as getaddrinfo returns it
 
 
 class LookupThreads:
@@ -41,7 +41,7 @@ class LookupThreads:
 
         def land(found: Iterable[Info] | Exception) -> None:
             self.running -= 1
-            if future.done():  # its caller has gone
+            if future.done():  # its caller was cancelled
                 return
             if isinstance(found, Exception):
                 future.set_exception(found)

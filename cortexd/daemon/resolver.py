@@ -1,9 +1,9 @@
 """Names to addresses: one resolver for the whole process, the nodes' session and the proxy alike.
 
-DNS is asked first (c-ares, on a thread of its own), then the system's getaddrinfo on another, which
-knows whatever nsswitch.conf lets it know. c-ares knows no mDNS: `beast.local` and names of one
-label (`beast`) go to getaddrinfo at once. An IP address and `localhost` (RFC 6761, section 6.3)
-need no lookup, so a name server that does not answer delays neither of them.
+DNS is asked first (c-ares, in a thread of its own), then the system's getaddrinfo in another one,
+which follows nsswitch.conf. c-ares knows no mDNS: `beast.local` and names of one label (`beast`)
+go to getaddrinfo at once. An IP address and `localhost` (RFC 6761, section 6.3) need no lookup,
+so a name server that does not answer delays neither of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from cortexd.daemon.tasks import Tasks
 TTL: Final = 10.0
 RETRY: Final = 2.0
 PATIENCE: Final = 1.0
-# Seconds that it waits when there is no old one either: less than a poll may take, so that it is
-# the lookup that is reported. The lookup itself goes on, and its answer is used by the next one.
+# Seconds that a lookup without an earlier answer is waited for: less than a poll may take, so that
+# the lookup is reported as the cause. It goes on, and its answer is used by the next one.
 FIRST_PATIENCE: Final = 4.0
 MAX_NAMES: Final = 1024  # answers kept; a fleet has fewer hosts
 
@@ -65,13 +65,12 @@ _LOCALHOST: Final = (Address(socket.AF_INET, "127.0.0.1"), Address(socket.AF_INE
 
 
 class Resolver(AbstractResolver):
-    """Resolves names; what is asked at the same time for one name is one lookup.
+    """Resolves names; simultaneous requests for one name share one lookup.
 
-    New connections get the newest answer; while there is none (no such name, no word from any
+    New connections get the newest answer; while there is none (no such name, no answer from any
     server), the last good one.
-
     nameservers: `host:port` of DNS servers to ask instead of the system's.
-    ask_system: the second to be asked; None: getaddrinfo.
+    ask_system: the second one to ask; None: getaddrinfo.
     now: a monotonic clock.
     """
 
@@ -93,9 +92,9 @@ class Resolver(AbstractResolver):
         self._worked: dict[str, str] = {}  # name → the address that took the last connection
 
     def prefer(self, host: str, ip: str) -> None:
-        """Return this address of a host first from now on: it has taken a connection."""
+        """Return this address of a host first from now on: it has accepted a connection."""
         name = host.lower()
-        if self._worked.get(name) == ip:  # nearly always
+        if self._worked.get(name) == ip:  # the usual case
             return
         self._worked.pop(name, None)
         self._worked[name] = ip

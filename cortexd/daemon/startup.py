@@ -1,6 +1,6 @@
 """A cheap start: what a daemon does before it imports the rest.
 
-Half of its CPU time until the first answer is that of imports. Nothing here changes what they do.
+Imports take half of the CPU time until the first answer. Nothing here changes what they do.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _STORE: Final = (
 
 
 def begin() -> None:
-    """Import aiohttp, and keep the collector out of the start; `loop.settle` brings it back.
+    """Import aiohttp cheaply, and pause the garbage collector until `loop.settle`.
 
     When it is imported, aiohttp reads the system's certificate authorities, twice, for its default
-    contexts, at a tenth of a start. A daemon has no use for these: https nodes are checked with the
-    contexts of `config.certificates`. With a default context, a connection would be refused.
+    contexts, which is a tenth of a start. A daemon does not use these: https nodes are checked with
+    the contexts of `config.certificates`. With a default context, a connection would be refused.
     """
     gc.disable()
     with _hidden_authorities():

@@ -72,7 +72,7 @@ class StateFile:
 
     @property
     def problem(self) -> str | None:
-        """Why changes are not kept, and what to do; None: they are, or nothing is configured to."""
+        """Why changes are not kept, and the remedy; None: they are kept, or need not be."""
         if self._trouble is None:
             return None
         return (
@@ -81,7 +81,7 @@ class StateFile:
         )
 
     async def check(self) -> str | None:
-        """Try whether what is put now can be kept; return why it can't, and what to do."""
+        """Try to write the state; return why it can't be kept, and the remedy."""
         if self._file is None:
             return "no state directory is known: set [gateway] state_dir"
         await self._probe(self._file)
@@ -145,7 +145,7 @@ class StateFile:
             self._note(file, None)
 
     async def _probe(self, file: Path) -> None:
-        """Find out whether the file could be written; nothing is left behind."""
+        """Check whether the file could be written; leave nothing behind."""
         try:
             await asyncio.to_thread(_try_writing, file)
         except OSError as error:
@@ -234,7 +234,7 @@ def _read(file: Path) -> State:
 
 
 def _try_writing(file: Path) -> None:
-    """Raises OSError when the file can't be created or replaced. Makes no directory."""
+    """Raise OSError if the file can't be created or replaced. Makes no directory."""
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if file.parent.is_dir():

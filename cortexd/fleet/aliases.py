@@ -1,6 +1,6 @@
 """Aliases in words and lists: which of them lead nowhere, and how a refusal names one.
 
-Pure; a request's alias itself is resolved by the catalogue.
+Pure. The alias of a request is resolved by the catalogue.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from cortexd.fleet.snapshot import Snapshot
 
 
 def points_nowhere(alias: str, snapshot: Snapshot) -> bool:
-    """Return whether the model of an alias is in the catalogue as little as on any node.
+    """Return whether an alias's model is neither in the catalogue nor on a node.
 
-    False until every node has answered once: it may be on one that has not.
+    False until every node has answered once: a node that has not answered may have it.
     """
     model = snapshot.catalogue.aliases[alias]
     return (

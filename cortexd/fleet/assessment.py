@@ -21,19 +21,19 @@ MOST_NAMES: Final = 8  # of what stands in the way, in words
 
 
 class Assessment(msgspec.Struct, frozen=True):
-    """What speaks for one node as the place of a model, and what against it.
+    """How suitable one node is for a model.
 
     infeasible: why it can never hold it. absent: why it can't be used now. failure: a load that
-    failed there a moment ago; it is not tried again before that has passed.
+    failed there lately; it is not tried again before its back-off has ended.
     has_file: the node says that it has the model's file; False: it does not say.
     free: device → MiB for new loads. share: MiB that the model takes on each of its devices; None:
     unknown.
-    devices: the best ones for it, ascending. fits: there is room on them now. fits_soon: there is
-    once the node has reported the memory of what was unloaded there.
-    victims: idle models that must go first. blockers: those that stand in the way as well and only
-    need time. is_stubborn: one of these did not come to an end a moment ago, though it got nothing
-    new. last_use: the latest of theirs, monotonic.
-    crowded: why there is no room, and waiting makes none.
+    devices: the best ones for it, ascending. fits: there is room on them now. fits_soon: there will
+    be once the node has reported the memory of unloaded models.
+    victims: idle models to unload first. blockers: busy models in the way, which need time.
+    is_stubborn: one of these did not become idle lately, though it got no new requests.
+    last_use: the latest of theirs, monotonic.
+    crowded: why there is no room and waiting makes none.
     """
 
     node: str
@@ -64,8 +64,7 @@ class Assessment(msgspec.Struct, frozen=True):
 
 
 def infeasibility(profile: Profile, node: Node) -> str | None:
-    """Why the devices of `node` can never hold the model, in words; None: they can, as far as is
-    known."""
+    """Return why the devices of `node` can never hold the model; None: they can, or may."""
     return _infeasibility(profile, node, fitting_devices(profile, node.hardware))
 
 
@@ -230,7 +229,7 @@ def crowd(
 
 
 def _shortage(profile: Profile, node: Node, fitting: list[int], share: float) -> str | None:
-    """Why the model would not fit even if nothing else were there; `share`: MiB on each device."""
+    """Return why the model would not fit on an empty node; `share`: MiB on each device."""
     there = totals(node.hardware)
     most = sorted(there[index] for index in fitting)[-profile.min_devices] - node.reserve_mb
     if most >= share:

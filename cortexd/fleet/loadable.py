@@ -1,4 +1,4 @@
-"""Which models a node has the files of, as it told; what it did not tell is unknown, not absent."""
+"""Which models a node has the files of, as it said; what it did not say is unknown, not absent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cortexd.wire.neuron import Discovery
 
 
 def files_of(discovery: Discovery) -> Files | None:
-    """Index what a node could load. Return None if the node does not say."""
+    """Index the models that a node could load. Return None if the node does not say."""
     if discovery.loadable is None:
         return None
     found = {
@@ -22,9 +22,9 @@ def files_of(discovery: Discovery) -> Files | None:
 
 
 def has_file(profile: Profile, node: Node) -> bool | None:
-    """Return whether `node` could load the model as far as files go; None: the node does not say.
+    """Return whether `node` has a file to load the model from; None: the node does not say.
 
-    A down node is taken at its last word. What is resident needs no file any more.
+    The last list of a node holds while it is down. A resident model needs no file any more.
     """
     if node.files is None:
         return None
@@ -36,9 +36,9 @@ def has_file(profile: Profile, node: Node) -> bool | None:
 
 
 def no_file_reason(profile: Profile, node: Node, ledger: Ledger) -> str | None:
-    """Return why `node` can't load the model for want of a file, in words for operators.
+    """Return why `node` can't load the model for want of a file; None: it can, or may.
 
-    None: it can, or that is unknown. What the node answered to a load counts more than its list.
+    For operators. The node's answer to a load counts more than its list.
     """
     if ledger.unloadable and (words := ledger.unloadable.get((node.name, profile.id))):
         return words
@@ -54,7 +54,7 @@ def no_file_reason(profile: Profile, node: Node, ledger: Ledger) -> str | None:
 
 
 def _quants(profile: Profile, files: Files) -> frozenset[str] | None:
-    """The quants that are there; None: any. A source is optional, as for our neuron."""
+    """Return the quants that are there; None: any. A source is optional, as for our neuron."""
     name = profile.load_name
     for known in (name, name.partition(":")[2]):
         if known in files:

@@ -50,7 +50,7 @@ def headroom(
 
 
 def with_freed(left: Mapping[int, float], node: Node, ledger: Ledger) -> dict[int, float]:
-    """As `left`, once the node has reported the memory of what was unloaded there."""
+    """Return `left` as it will be once the node has reported the memory of unloaded models."""
     coming = ledger.freed.get(node.name) if ledger.freed else None
     if coming is None:
         return dict(left)
@@ -104,8 +104,10 @@ def places(indices: Iterable[int] | None, there: Mapping[int, float]) -> tuple[i
 
 
 def reported_free(node: Node, snapshot: Snapshot, ledger: Ledger) -> dict[int, float]:
-    """Device index → MiB that are free by the node's gauges; where it has none, what its models
-    leave."""
+    """Return device index → MiB free by the node's gauges.
+
+    Without gauges: what its models leave.
+    """
     left = totals(node.hardware)
     silent = set(left)
     for gauge in (node.health and node.health.devices) or ():

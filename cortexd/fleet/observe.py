@@ -53,9 +53,9 @@ class Observation(msgspec.Struct, frozen=True):
 def is_restarted(node: Node, health: Health, now: float) -> bool:
     """Return whether the node is another process than when it last answered.
 
-    Its uptime lags then, and is near 0. One that only lags is of a host that was suspended, or that
-    takes its uptime from a clock that was set back: the process ran already at the last answer, or
-    has not lost a second since.
+    Its uptime lags then, and is near 0. An uptime that only lags is of a host that was suspended,
+    or whose clock was set back: the process ran already at the last answer, or has not lost a
+    second since.
     """
     if node.health is None or node.health.uptime_secs is None or health.uptime_secs is None:
         return False
@@ -66,8 +66,7 @@ def is_restarted(node: Node, health: Health, now: float) -> bool:
 
 
 def is_described_anew(node: Node, health: Health, now: float) -> bool:
-    """Return whether /discovery may say something else than it did: the node restarted, or says
-    that what it could load has changed."""
+    """Return whether /discovery may have changed: the node restarted, or its files have changed."""
     version = health.loadable_version
     if version and node.hardware is not None and version != node.hardware.loadable_version:
         return True

@@ -22,17 +22,17 @@ from cortexd.wire.neuron import Discovery, LoadRequest
 
 ROUNDED: Final = 1 - 1e-9  # of what is short: the same sums may be rounded otherwise elsewhere
 
-# whether it may lack the file, how hard it is to have them leave, place in `pinned_on`, how many
-# do, their latest use, less the MiB free, node
+# whether it may lack the file, how hard it is to make room there, place in `pinned_on`, number of
+# models to unload, their latest use, less the MiB free, node
 _Loss = tuple[bool, int, int, int, float, float, str]
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """A node to load on, and the request that does it.
+    """A node to load on, and the load request for it.
 
     needs: device → MiB that the model will take there, as far as is known.
-    victims: idle models that must go first. blockers: busy ones that stand in the way as well.
-    awaits_memory: there is room once the node has reported the memory of what was unloaded there.
+    victims: idle models to unload first. blockers: busy ones in the way.
+    awaits_memory: there is room once the node has reported the memory of unloaded models.
     """
 
     node: str
@@ -49,13 +49,13 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class NoPlacement(msgspec.Struct, frozen=True):
-    """Why a model goes nowhere now.
+    """Why a model can't be placed now.
 
     asleep: nodes that could hold it, or might, but are unhealthy, draining or not described.
-    failures: nodes that could hold it, where a load failed a moment ago.
+    failures: nodes that could hold it, where a load failed lately.
     infeasible: the other nodes, each with the reason why it can never hold it.
     crowded: nodes that could hold it, where everything in the way is protected; and how.
-    holders: of those asleep, the ones that said that they have its file.
+    holders: those of `asleep` that said that they have its file.
     """
 
     asleep: dict[str, str]
@@ -94,18 +94,17 @@ def place(
     *,
     unasked: bool = False,
 ) -> Placement | NoPlacement:
-    """Choose the node and the devices for a load, and who has to leave first. `now` is monotonic.
+    """Choose the node and the devices for a load, and the models to unload for it.
 
-    Where there is room comes first: earlier in `pinned_on`, then nodes that say that they have its
-    file before those that do not say, then most memory free, then by name. After these, in the same
-    order, nodes where memory is coming that is enough.
-    Only when no node has room: again those that say so, then earlier in `pinned_on`, then where the
-    fewest have to leave, those that were used least recently. Who works, or has only just come, is
-    asked last, and after them who went on working when that was tried.
+    Nodes with room come first, ordered by `pinned_on`, then whether they say that they have the
+    file, then most free memory, then name. Nodes follow, in the same order, where enough memory is
+    coming. If there are none: nodes that say that they have the file, then `pinned_on`, then those
+    where the fewest models must be unloaded, the least recently used. Nodes with busy or fresh
+    models in the way are last; of these, the ones where a busy model did not become idle lately.
     A node that is known to lack the file is infeasible: nothing is evicted there.
 
-    A node where the load failed lately is passed over until its back-off has ended; nodes in
-    `avoid` are never looked at. unasked: no request has asked for this load.
+    A node where the load failed lately is left out until its back-off has ended; so are nodes in
+    `avoid`. unasked: no request has asked for this load. now: monotonic.
     """
     nothing = NoPlacement({}, {}, {})
     fitting: list[Assessment] = []

@@ -17,9 +17,9 @@ from cortexd.fleet.snapshot import FreedMemory, Promise
 
 Key = tuple[str, str]  # (node, model), as in the ledger
 
-ROUNDED_OFF: Final = 0.1  # of a model's memory: what its node said that it held is an estimate
-NEVER_REPORTED: Final = 300.0  # seconds after an unload: its memory is not coming
-PARTLY_REPORTED: Final = 30.0  # seconds after the last of it: the rest is not coming
+ROUNDED_OFF: Final = 0.1  # of a model's memory: its node's report of it is an estimate
+NEVER_REPORTED: Final = 300.0  # seconds after an unload: the memory is not coming
+PARTLY_REPORTED: Final = 30.0  # seconds after the last part of it: the rest is not coming
 
 
 def begun(
@@ -72,8 +72,10 @@ def unloaded(
     now: float,
     epoch: int,
 ) -> FreedMemory:
-    """What a node has yet to report after one more unload. devices: index → MiB that the model
-    held; before: index → MiB that were reported free before the unload."""
+    """Return the memory that a node has yet to report after one more unload.
+
+    devices: index → MiB that the model held; before: index → MiB free before the unload.
+    """
     if known is None or known.epoch != epoch:
         return FreedMemory(devices, before, devices, now, epoch=epoch)
     both = {
@@ -92,8 +94,10 @@ def unloaded(
 def reported(
     known: FreedMemory, free: Mapping[int, float], now: float, epoch: int
 ) -> FreedMemory | None:
-    """What a node has yet to report after a report of so many free MiB; None: nothing is known to
-    be coming any more. A load that takes memory meanwhile hides some of it, but not for long."""
+    """Return what a node has yet to report after a report of `free` MiB; None: nothing any more.
+
+    A load that takes memory meanwhile hides some of it, but not for long.
+    """
     left = {
         index: max(0.0, mb - max(0.0, free.get(index, 0.0) - known.before.get(index, 0.0)))
         for index, mb in known.devices.items()

@@ -1,4 +1,4 @@
-"""Why no node can serve a request now: the refusals of `routing`, for the caller to read.
+"""The refusals of `routing`: why no node can serve a request now, for the caller to read.
 
 Pure, like the decision itself; decides nothing.
 """
@@ -28,11 +28,11 @@ def refusal(
     stuck: Sequence[Replica] = (),
     failed: Mapping[str, Failure] = NO_FAILURES,
 ) -> Refusal:
-    """Why nothing serves it; the order of the checks is part of the interface.
+    """Return why nothing serves the model; the order of the checks is part of the interface.
 
     nothing: why it can't be placed; None: it is not in the catalogue. stuck: replicas that are
     resident but can't answer. failed: of a model that is not in the catalogue, node → how its load
-    failed there a moment ago.
+    failed there lately.
     """
     failures = nothing.failures if nothing else failed
     nodes = snapshot.nodes
@@ -103,7 +103,7 @@ def _odd(model: str, replicas: list[Replica]) -> Refusal:
 
 
 def _away(model: str, away: Mapping[str, str], holders: Collection[str]) -> str:
-    """The model needs a node that can't be used now. holders: of these, the ones that have it."""
+    """Return the message for a model on unavailable nodes. holders: those of them that have it."""
     those = {name: reason for name, reason in away.items() if name in holders} or away
     nodes = _listed(f"{name}, which is {reason}" for name, reason in those.items())
     if holders:

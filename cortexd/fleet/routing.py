@@ -36,20 +36,19 @@ from cortexd.wire.neuron import (
 
 
 def always_fits(context: int) -> bool:
-    """What is said of a request whose size is not known."""
+    """Return True, for a request whose size is not known."""
     return True
 
 
 class Query(msgspec.Struct, frozen=True):
-    """What is asked: a concrete model id, and the nodes that have failed this request already.
+    """A concrete model id, the nodes that have failed this request already, and its constraints.
 
-    affinity: gives the key of what the request belongs to; asked only when replicas are equal.
-    turn: its number, for when there is no such key.
-    may_evict: whether other models may be unloaded for it; False for a request that is not worth
-        that, which is refused instead.
+    affinity: returns the key of the request's conversation; called only if replicas are equal.
+    turn: its number, used if there is no such key.
+    may_evict: whether other models may be unloaded for it.
     home: the node that has what the request continues; it is preferred to all others.
     must_be_home: no other node can answer.
-    could_fit: whether a context of so many tokens could hold it; asked only where replicas differ.
+    could_fit: whether a context of so many tokens could hold it; called only if replicas differ.
     """
 
     model: str
@@ -168,7 +167,7 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
         left = [r for r in left if _needs_no_eviction(model, nodes[r.node], snapshot, ledger, now)]
     if (roused := _roused(left, snapshot, ledger, now)) is not None:
         return Lazy(roused)
-    if gated and query.may_evict:  # what is begun meanwhile would be unloaded, too
+    if gated and query.may_evict:  # the load would be unloaded, too
         return Wait(model, "unloading", min(gated))
     stuck = [replica for replica in here if replica.unservable is not None]
     nothing = None
@@ -188,7 +187,7 @@ def decide(query: Query, snapshot: Snapshot, ledger: Ledger, now: float) -> Deci
 
 
 def _failure(replica: Replica, snapshot: Snapshot, ledger: Ledger, now: float) -> Failure:
-    """How its load failed there; until that is in the ledger, it has only just failed."""
+    """Return how its load failed there; until that is in the ledger, it has only just failed."""
     known = ledger.failures.get((replica.node, replica.model))
     error = snapshot.nodes[replica.node].models[replica.model].error
     return known or Failure(error or "its load failed", now + 1)
@@ -210,16 +209,16 @@ def _at_home(home: str, query: Query, snapshot: Snapshot) -> Serve | Refuse:
 
 
 def _large_enough(replicas: list[Replica], could_fit: Callable[[int], bool]) -> list[Replica]:
-    """Leave out the replicas whose context is too small for a request, if others are larger.
+    """Leave out replicas whose context is too small for the request, if others are larger.
 
-    Where all are too small the largest stay: what they answer says how much too long it is.
+    If all are too small the largest stay: their answer says how much too long the prompt is.
     """
     first = replicas[0].context
     for replica in replicas:
         if replica.context != first:
             break
     else:
-        return replicas  # as is usual
+        return replicas  # the usual case
     fitting = [each for each in replicas if each.context is None or could_fit(each.context)]
     if fitting:
         return fitting
@@ -230,9 +229,9 @@ def _large_enough(replicas: list[Replica], could_fit: Callable[[int], bool]) -> 
 def _needs_no_eviction(
     model: str, node: Node, snapshot: Snapshot, ledger: Ledger, now: float
 ) -> bool:
-    """Whether the model can be loaded there without any other being unloaded, for certain.
+    """Return whether the model can certainly be loaded there without an eviction.
 
-    A node may evict by itself: where the size is not known, no other model may be resident.
+    A node may evict by itself: if the size is not known, no other model may be resident.
     """
     profile = snapshot.catalogue.profiles.get(model)
     if profile is not None and node.hardware is not None:

@@ -58,7 +58,7 @@ MAX_ID: Final = 512  # characters: a longer model name is refused at the door, s
 MAX_MODELS: Final = 1000  # of one node; each is a series of the metrics and a line of the list
 MAX_DEVICES: Final = 64  # of one node; the largest machines have 16
 MAX_WORDS: Final = 64  # capabilities, harnesses, quants of one model
-MAX_LOADABLE: Final = 4096  # models that a node could load, whose files come to three names each
+MAX_LOADABLE: Final = 4096  # models that a node could load, whose files have three names each
 MAX_MEMORY: Final = 64 * 1024 * 1024  # MiB, so 64 TiB: far above any host's
 MAX_COUNT: Final = 1_000_000  # requests on one model at a time
 MAX_TOTAL: Final = 2**53  # of what is only ever counted up: exact in everybody's JSON
@@ -285,8 +285,11 @@ def _discovery(said: Discovery, doubts: _Doubts) -> Discovery:
 
 
 def _loadable(said: list[Loadable], doubts: _Doubts) -> list[Loadable] | None:
-    """What the node could load. A list that is too long is none: what is missing from a cut one
-    would be taken for a file that is not there."""
+    """Check the list of loadable models.
+
+    A list that is too long is dropped: a model that a cut one lacks would be taken for one without
+    a file.
+    """
     path = "/discovery: loadable"
     if len(said) > MAX_LOADABLE:
         doubts.note(f"{path} has over {MAX_LOADABLE} entries, and is ignored")

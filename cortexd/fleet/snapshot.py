@@ -162,10 +162,10 @@ class Promise(msgspec.Struct, frozen=True):
 
 
 class FreedMemory(msgspec.Struct, frozen=True):
-    """Memory of models that were unloaded from a node, as long as the node has not reported it.
+    """Memory of models that were unloaded from a node and that the node has not reported yet.
 
     devices: index → MiB that they held. before: index → MiB that were reported free before the
-    first unload. left: index → MiB of it that are not reported yet.
+        first unload. left: index → MiB of it that are not reported yet.
     unloaded: when the last unload ended; risen: when a report last showed more of it; monotonic.
     epoch: of the node.
     """
@@ -252,7 +252,7 @@ class Ledger:
         return {node: failure for (node, of), failure in self.failures.items() if of == model}
 
     def count_unloadable(self, model: str) -> int:
-        """Return on how many nodes that model can't be loaded, by their own word."""
+        """Return the number of nodes that say that they can't load the model."""
         return sum(of == model for _, of in self.unloadable)
 
 

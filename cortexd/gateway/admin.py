@@ -67,7 +67,7 @@ class UnloadAnswer(msgspec.Struct, frozen=True):
 
 
 class NodeAnswer(msgspec.Struct, frozen=True):
-    """Whether the node is out of service, and how many requests run there.
+    """Whether the node is out of service, and how many requests still run there.
 
     note: why a restart of the gateway would forget it; absent: it would not.
     """

@@ -32,7 +32,7 @@ _space: Final = json.decoder.WHITESPACE.match  # type: ignore[attr-defined]
 
 
 class Affinity:
-    """The key and the size of one request, found out when they are asked for and then kept."""
+    """The affinity key and the size of one request, each computed when first asked for and kept."""
 
     __slots__ = ("_asked", "_body", "_key", "_least", "_path", "_request")
 

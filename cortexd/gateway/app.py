@@ -319,7 +319,7 @@ class Gateway:
         )
 
     def _problems(self) -> list[str]:
-        """What is wrong with the gateway itself: the last reload, the state directory."""
+        """Return the gateway's own problems: the last reload, the state directory."""
         return [words for words in (self.reload.trouble, self._state.problem) if words]
 
     def _interrupt(self) -> None:

@@ -1,8 +1,8 @@
 """Screens the requests that browsers send, before a listener's paths are looked at.
 
-A request that carries neither `Origin` nor `Sec-Fetch-Site` is no page's and passes at the cost of
-looking for the two, but for reads on the operators' listener: browsers mark no read of a page whose
-name was rebound to a plain http address. See docs/security.md.
+A request with neither `Origin` nor `Sec-Fetch-Site` is not a page's, and passes at the cost of two
+look-ups. Reads on the operators' listener are an exception: browsers don't mark reads of a page
+whose name was rebound to a plain http address. See docs/security.md.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from cortexd.proxy.door import Handler, Refuse
 
 log = logging.getLogger(__name__)
 
-MAX_LOGGED: Final = 100  # origins and hosts whose refusal is logged, each once
+MAX_LOGGED: Final = 100  # origins and hosts whose refusal is logged, once each
 
 
 class BrowserAccess:
-    """Stands before the handler of one listener.
+    """Screens requests before the handler of one listener.
 
-    key: the listener's. Pages that `cors_origins` lists may use "listen" only.
+    key: the listener's key. Pages listed in `cors_origins` may use "listen" only.
     refuse: makes the answers of the HTTP layer.
     """
 
@@ -57,7 +57,7 @@ class BrowserAccess:
         return self._handler(request)
 
     def refuse(self, request: web.BaseRequest | None, kind: Kind, text: str) -> web.Response:
-        """Refuse what never becomes a request, so that the page which sent it can read why."""
+        """Return the answer to an invalid request, readable for the page that sent it."""
         response = self._refuse(request, kind, text)
         if origins := self._origins():
             is_read = request is not None and request.headers
@@ -88,7 +88,7 @@ class BrowserAccess:
         return response
 
     def _refusal(self, request: web.BaseRequest, origins: Sequence[str]) -> Refusal | None:
-        """Why a request is not answered; None: it is."""
+        """Return why a request is refused; None: it is not."""
         config = self._current.config
         allowed = config.security.allowed_hosts
         host = host_name(given := request.headers.get("Host", ""))
@@ -120,7 +120,7 @@ class BrowserAccess:
         return self._logged_once(origin, errors.FORBIDDEN_ORIGIN, text)
 
     def _logged_once(self, name: str, kind: Kind, text: str) -> Refusal:
-        """A browser hides the answer from its page: the log is where people find the remedy."""
+        """Log each refusal once: a browser hides the answer from its page, and the remedy in it."""
         if name not in self._logged and len(self._logged) < MAX_LOGGED:
             self._logged.add(name)
             log.warning("refused a request on [gateway] %s: %s", self._key, text)
@@ -128,5 +128,5 @@ class BrowserAccess:
 
 
 def _line(key: str, values: Sequence[str], value: str) -> str:
-    """The line of the configuration that adds a value."""
+    """Return the line of the configuration that adds a value."""
     return f"{key} = {json.dumps([*(each for each in values if each != ANY), value])}"

@@ -1,7 +1,7 @@
 """The header fields that let web pages read answers: [gateway] cors_origins, none by default.
 
-What a node says about that is not passed on: pages ask the gateway. Which requests of pages are
-answered at all is decided in `browser_access`.
+A node's own fields of that kind are not passed on: pages talk to the gateway. Which requests of
+pages are answered at all is decided in `browser_access`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def allowance(request: web.BaseRequest, origins: Sequence[str]) -> dict[str, str
 
 
 def allowance_of_unread(origins: Sequence[str]) -> dict[str, str]:
-    """The same for a request whose head could not be read: for the only origin there is."""
+    """Return the `allowance` for a request whose head is unreadable: for the only listed origin."""
     if ANY in origins:
         return _allowed(ANY)
     return _allowed(origins[0]) if len(origins) == 1 and ANY not in origins[0] else {}
@@ -44,7 +44,7 @@ def allowance_lines(request: web.BaseRequest, origins: Sequence[str]) -> bytes:
 
 
 def preflight(request: web.BaseRequest) -> dict[str, str]:
-    """Return what a browser is told that asks beforehand, besides the allowance.
+    """Return the fields of an answer to a preflight request, besides the allowance.
 
     https://fetch.spec.whatwg.org/#http-cors-protocol; the private network's field is Chromium's,
     for pages of the internet that ask a host of the local network.

@@ -26,7 +26,7 @@ _HEADERS: Final = {"Content-Type": "text/event-stream"} | UNBUFFERED
 async def stream_events(
     inbound: Inbound, events: Events, allowance: Mapping[str, str]
 ) -> web.StreamResponse:
-    """The stream, until the client leaves, is too slow, or the gateway stops.
+    """Send the stream until the client disconnects, is too slow, or the gateway stops.
 
     allowance: the fields that let a web page read it.
     """

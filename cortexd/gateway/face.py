@@ -41,7 +41,7 @@ class Face:
         self._metrics = metrics
         self._paths = paths
         self._prefixes = prefixes
-        # Each prefix with its slashes doubled, or more.
+        # Each prefix, with one slash or more in place of each of its slashes.
         self._loose = {
             prefix: re.compile("/+".join(map(re.escape, prefix.split("/")))) for prefix in prefixes
         }
@@ -67,19 +67,19 @@ class Face:
                 errors.INTERNAL_ERROR,
                 f"The gateway failed; its log has the details under {inbound.request_id}.",
             )
-        if refusal.kind is errors.UNKNOWN_ROUTE:  # probes: they would drown what users are refused
+        if refusal.kind is errors.UNKNOWN_ROUTE:  # probes: they would drown real refusals
             self._metrics.unknown_paths.inc()
         else:
             self._metrics.refusals.inc(refusal.kind.code)
         return answer(refusal, inbound.dialect, inbound.request_id)
 
     def _tidied(self, path: str) -> str:
-        """Return the path that this one means, as far as its slashes go."""
+        """Return the path that is meant: without doubled or trailing slashes."""
         if path in self._paths:
             return path
         if (short := _SLASHES.sub("/", path).rstrip("/") or "/") in self._paths:
             return short
-        for prefix, loose in self._loose.items():  # what follows is a name: it may hold any
+        for prefix, loose in self._loose.items():  # the rest is a name, which may hold any
             if (found := loose.match(path)) is not None:
                 return prefix + path[found.end() :]
         return path
@@ -104,7 +104,7 @@ class Face:
 
 
 async def _options(methods: Iterable[str], inbound: Inbound) -> web.Response:
-    """Say which methods the path takes."""
+    """Answer OPTIONS with the methods that the path takes."""
     headers = own_headers(inbound.dialect, inbound.request_id) | {"Allow": ", ".join(_all(methods))}
     return web.Response(status=204, headers=headers)
 

@@ -25,7 +25,7 @@ from cortexd.wire.neuron import (
     Progress,
 )
 
-_COMING: Final = frozenset({LOADING, RECOVERING, RELOADING})  # what a progress may be of
+_COMING: Final = frozenset({LOADING, RECOVERING, RELOADING})  # a load may report progress
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -40,7 +40,7 @@ def pieces(
 ) -> Iterator[bytes]:
     """Yield a `Fleet` as JSON, node by node.
 
-    The fleet at `now`, monotonic. entries: what is under way. waiting: requests for a model.
+    The fleet at `now`, monotonic. entries: loads under way. waiting: requests per model.
     unanswered: (node, model) → when its oldest request without a byte was sent, monotonic.
     """
     at_work: dict[str, int] = {}
@@ -53,7 +53,7 @@ def pieces(
         made = _node(node, snapshot, ledger, at_work.get(node.name, 0), now, unanswered)
         yield (b"," if nodes else b"") + _encode(made)
         nodes.append(made)
-    # The rest of the answer, but for the brace that it opens with.
+    # The rest of the answer, without its opening brace.
     rest = {"loads": loads, "totals": _totals(nodes, waiting), "settled": snapshot.settled}
     yield b"]," + _encode(rest)[1:]
 

@@ -34,8 +34,8 @@ def condition(
     """Return the gateway's condition. Times in seconds.
 
     `impaired`: the gateway itself has `problems`, something resident can't serve or is `silent`
-    ((node, model) → age of its oldest request), a load `failed`, or a request waits for longer than
-    it may. `degraded`: a node is down.
+    ((node, model) → age of its oldest request), a load `failed`, or a request has waited for longer
+    than it may. `degraded`: a node is down.
     """
     impaired = [*problems]
     impaired += [
@@ -74,10 +74,10 @@ def condition(
 
 
 def failed_loads(snapshot: Snapshot, ledger: Ledger, now: float) -> dict[tuple[str, str], str]:
-    """Return (node, model) → why, for models that failed to load there. `now`: monotonic.
+    """Return (node, model) → reason, for models that failed to load there. `now`: monotonic.
 
-    What a node reports as failed stays until the node says otherwise; a failure that only the
-    gateway knows of, until its back-off is over or the model is loaded somewhere.
+    A failure that a node reports lasts until the node reports something else; one that only the
+    gateway has seen, until its back-off is over or the model is loaded somewhere.
     """
     failed = {
         (replica.node, replica.model): snapshot.nodes[replica.node].models[replica.model].error
@@ -96,7 +96,7 @@ def failed_loads(snapshot: Snapshot, ledger: Ledger, now: float) -> dict[tuple[s
 
 
 def status_line(snapshot: Snapshot, in_flight: int, problems: Sequence[str] = ()) -> str:
-    """The same in one line for `systemctl status`. problems: of the gateway itself."""
+    """Return the condition in one line for `systemctl status`. problems: of the gateway itself."""
     loaded = sum(
         any(replica.status == LOADED for replica in replicas)
         for replicas in snapshot.replicas.values()

@@ -11,7 +11,7 @@ from cortexd.errors import Refusal
 
 HOPS: Final = istr("X-Cortex-Hops")
 MAX_HOPS: Final = 4  # gateways before this one; a fleet behind a fleet has one
-# What goes upstream, by the hops that a request has behind it.
+# The header line to send upstream, by the number of hops before.
 HOP_LINES: Final = tuple(f"{HOPS}: {hops + 1}\r\n" for hops in range(MAX_HOPS + 1))
 
 
@@ -20,7 +20,7 @@ def count_hops(value: str | None) -> int:
 
     Raises Refusal (loop_detected) when it is over MAX_HOPS.
     """
-    if value is None:  # nearly always
+    if value is None:  # the usual case
         return 0
     hops = int(value[:9]) if value.isascii() and value.isdigit() else 0
     if hops > MAX_HOPS:

@@ -13,18 +13,17 @@ from cortexd.proxy.call import Carried
 class Inbound(msgspec.Struct, eq=False):
     """One request. `status` is 0 until it is answered.
 
-    received: monotonic; of the first request of a connection, when its bytes came to the kernel.
-
+    received: monotonic; of the first request of a connection, when its bytes reached the kernel.
     hops: gateways that it has passed through before this one.
     target: the path as it goes upstream, where `path` stands for many; None: it is `path`.
-    home: the node that made the response which this request continues or, if it is_for_response,
-        asks for.
-    asked, model: as the caller spelt it, and the concrete id.
-    is_json: the body is no form.
+    home: the node of the response that this request continues or, if is_for_response, asks for.
+    asked, model: the model as the caller spelt it, and its concrete id.
+    is_json: the body is not a form.
     sent: when it first went upstream, monotonic; waited: seconds before that, for a load.
     ended: monotonic.
-    is_open: something of an answer went out. hides_usage: its stream's token counts are ours alone.
-    code: of the refusal, when it was refused.
+    is_open: a part of an answer was sent. hides_usage: its stream's usage is asked for by the
+        gateway only.
+    code: of the refusal, if it was refused.
     """
 
     request: web.BaseRequest

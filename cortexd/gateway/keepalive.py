@@ -2,7 +2,7 @@
 
 While a model loads: every `[loading] keepalive`. While a loaded one reads a prompt: every
 `[upstream] keepalive`. Before the first event nothing is sent, so that a status that is known by
-then is the answer's own; with it the gateway opens the stream by itself.
+then is the answer's own; with the first event the gateway opens the stream.
 
 The events are comments, without a blank line after them (see `wire.chunks`), and `ping` for
 Anthropic, whose clients skip it.
@@ -27,14 +27,14 @@ from cortexd.wire import chunks, responses, sse
 
 _PING: Final = sse.event("ping", b'{"type": "ping"}')
 # Before the first comment of a Responses stream: the default event type, which the name of the
-# first event replaces. A client that looks at the first characters of a block sees an event's.
+# first event replaces. A client that looks at the first characters of a block finds an event's.
 _DEFAULT_TYPE: Final = b"event: message\n"
-# The paths whose clients know what to do with an event before the answer.
+# Paths whose clients accept an event before the answer.
 PATHS: Final = chunks.PATHS | {"/v1/messages", responses.PATH}
 
 
 def can_wait(inbound: Inbound) -> bool:
-    """Whether this caller can be sent anything before its answer."""
+    """Return whether this caller accepts keep-alive events."""
     return inbound.is_stream and inbound.path in PATHS
 
 
@@ -45,7 +45,7 @@ class KeepAlive:
     _load: Entry | None = None
     _lazy_node: str | None = None
     _timer: asyncio.TimerHandle | None = None
-    _last = 0.0  # when one was sent while the engine read the prompt, loop time
+    _last = 0.0  # loop time at which one was sent while the engine read the prompt
 
     def __init__(self, inbound: Inbound, splice: Splice, current: Current) -> None:
         self._inbound = inbound
@@ -74,7 +74,7 @@ class KeepAlive:
             self._timer = None
 
     def check(self, since: float, now: float) -> None:
-        """Send one if the engine has been silent for long. See `proxy.exchange.Silence`."""
+        """Send an event if the engine has been silent for long enough. See `proxy.call.Silence`."""
         every = self._current.config.upstream.keepalive
         if self._timer is None and every and now - max(since, self._last) >= every:
             self._last = now
@@ -85,11 +85,11 @@ class KeepAlive:
         self._end(refusal_event(refusal, self._inbound, self._splice))
 
     def reject(self, status: int, content: bytes) -> None:
-        """End it with what the engine says of the request: a 4xx and the body of its answer."""
+        """End the stream with the engine's refusal of the request: a 4xx and its answer's body."""
         self._end(rejection_event(status, content, self._inbound, self._splice))
 
     def _end(self, event: bytes) -> None:
-        self._splice.opening = None  # with what it holds of an answer that broke off
+        self._splice.opening = None  # including the bytes it holds of an answer that broke off
         self._splice.say(event)
         self._splice.end()
 
@@ -104,13 +104,13 @@ class KeepAlive:
             self._begin()
 
     def _send(self) -> bool:
-        """Send one. Return whether another may follow."""
+        """Send an event. Return whether another one may follow."""
         splice = self._splice
         if splice.first_at is not None or splice.is_gone:
             return False
         if not splice.is_open:
             splice.start(200, b"OK", self._head(), None, is_sse=True)
-        elif not splice.is_event_stream:  # the engine's own head, and no stream
+        elif not splice.is_event_stream:  # the engine's own head is out, and it is no stream
             return False
         splice.say(self._event())
         return True

@@ -1,8 +1,8 @@
-"""Series that are 0 before their first event: what appears with it has no increase to alert on.
+"""Series that are 0 before their first event, since one that appears with it shows no increase.
 
-Every node, code and reason is known. Of models there may be thousands on every node, so only some
-(model, node) pairs are shown before they are used: those that are resident first, then what the
-catalogue may load there, within bounds. What has been shown stays until its node is removed.
+Every node, code and reason is known. There may be thousands of models on every node, so only some
+(model, node) pairs are shown before they are used: resident models first, then the models that the
+catalogue may load there, within bounds. A series that was shown stays until its node is removed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cortexd.proxy.answer import What
 
 PAIRS: Final = 500  # (model, node), all nodes together
 PAIRS_OF_NODE: Final = 100
-MODELS: Final = 500  # known without a node
+MODELS: Final = 500  # models that are known without a node
 MAIN_PATH: Final = "/v1/chat/completions"
-# Statuses of a path that alerts look at; they are shown as soon as the path was asked for once.
+# Statuses of a path that alerts look at; shown once the path was asked for.
 STATUSES: Final = ("200", "429", "499", "500", "502", "503", "504")
 
 _NO_RETRY: Final = frozenset({"invalid", "answered", "timeout", "stopped"})
@@ -34,9 +34,9 @@ _COLD: Final = ("lazy", "cold")
 
 
 class KnownSeries:
-    """Has the metrics show what is known of the fleet.
+    """Makes the metrics show the series that are known of the fleet.
 
-    pairs: (model, node) that are shown. models: that are.
+    pairs: (model, node) pairs that are shown. models: models that are shown.
     """
 
     def __init__(self, metrics: Metrics, registry: Registry) -> None:
@@ -46,9 +46,9 @@ class KnownSeries:
         self.models: dict[str, None] = {}
         self._of_node: dict[str, int] = {}
         self._seen: Snapshot | None = None
-        self._asked = 0  # label sets of `requests` at the last look
+        self._asked = 0  # label sets of `requests` at the last run
         for kind in KINDS:
-            if kind != UNKNOWN_ROUTE.code:  # counted apart
+            if kind != UNKNOWN_ROUTE.code:  # counted separately
                 metrics.refusals.expect(kind)
         metrics.unknown_paths.expect()
         for by in ("client", "upstream"):
@@ -57,16 +57,16 @@ class KnownSeries:
             metrics.upstream_retries.expect(what)
 
     def forget_node(self, name: str) -> None:
-        """Show nothing of a node that is gone."""
+        """Show nothing of a removed node any more."""
         self._of_node.pop(name, None)
         for pair in [pair for pair in self.pairs if pair[1] == name]:
             del self.pairs[pair]
         self._seen = None
 
     def expect(self) -> Iterator[str]:
-        """Look at the fleet, in steps; each yields no text."""
+        """Add the series of the present fleet, in steps; each step yields no text."""
         ledger, snapshot = self._registry.ledger, self._registry.snapshot
-        # What this gateway uses is shown whatever the bounds.
+        # Pairs that this gateway uses are shown whatever the bounds.
         for node, model in [*ledger.in_flight, *((n, m) for m, n in ledger.loading.items())]:
             if node in snapshot.nodes:
                 self._show(model, node)
@@ -135,7 +135,7 @@ class KnownSeries:
 
 
 def _candidates(snapshot: Snapshot) -> Iterator[tuple[str, str]]:
-    """(model, node), the likeliest to be used first."""
+    """Yield (model, node) pairs, the likeliest to be used first."""
     nodes = snapshot.nodes.values()
     for node in nodes:
         for model, info in node.models.items():

@@ -42,11 +42,11 @@ class ModelBook:
         self._known: tuple[_Facts, bytes] | None = None
 
     def list(self, snapshot: Snapshot, ledger: Ledger) -> ModelList:
-        """The catalogue, what nodes report or did before the start, and the aliases; by id."""
+        """Return the catalogue, the models of nodes (before the start, too) and the aliases."""
         return ModelList([self.card(name, snapshot, ledger) for name in _names(snapshot)])
 
     def cached(self, snapshot: Snapshot, ledger: Ledger) -> bytes | None:
-        """Return the encoded list if nothing in it has changed since it was made."""
+        """Return the encoded list if nothing in it has changed since it was made; else None."""
         known = self._known
         return known[1] if known is not None and known[0] == _Facts.of(snapshot, ledger) else None
 
@@ -59,7 +59,7 @@ class ModelBook:
         return listed
 
     def _pieces(self, snapshot: Snapshot, ledger: Ledger) -> Iterator[bytes]:
-        """The same as `list`, as JSON."""
+        """Yield `list` as JSON, piece by piece."""
         yield b'{"object":"list","data":['
         comma = b""
         for name in _names(snapshot):
@@ -68,7 +68,7 @@ class ModelBook:
         yield b"]}"
 
     def card(self, name: str, snapshot: Snapshot, ledger: Ledger) -> ModelCard:
-        """One model or alias. Raises Refusal (model_not_found, feasible_node_unhealthy)."""
+        """Return one model or alias. Raises Refusal (model_not_found, feasible_node_unhealthy)."""
         catalogue = snapshot.catalogue
         model = catalogue.resolve(name)
         profile = catalogue.profiles.get(model)
@@ -117,7 +117,7 @@ class ModelBook:
         )
 
 
-# Fields of a node that move with every poll and stand in no card.
+# Fields of a node that change with every poll and are in no card.
 _GAUGES: Final = frozenset(
     {
         "busy",
@@ -135,7 +135,7 @@ _SHOWN_FIELDS: Final = tuple(field for field in Node.__struct_fields__ if field 
 
 
 class _Facts:
-    """What a list of models is made of; equal when it would come out the same."""
+    """The inputs of a list of models; equal inputs give an equal list."""
 
     def __init__(self, loading: dict[str, str], parts: builtins.list[Any]) -> None:
         self._loading = loading
@@ -148,7 +148,7 @@ class _Facts:
         return cls(dict(ledger.loading), [snapshot.catalogue, *parts])
 
     def __eq__(self, other: object) -> bool:
-        """Mappings of a thousand models are the same one, or taken to have changed."""
+        """Compare mappings by identity only: comparing those of a thousand models takes long."""
         if not isinstance(other, _Facts) or self._loading != other._loading:
             return False
         if len(self._parts) != len(other._parts):
@@ -179,7 +179,7 @@ def _reported(model: str, snapshot: Snapshot) -> list[tuple[Node, Model]]:
 
 
 def _smallest(limits: Iterable[Limit | None]) -> Limit | None:
-    """The limits that hold on whichever replica serves; None: nothing states any."""
+    """Return the limits that hold on whichever replica serves; None: none are stated."""
     stated = [limit for limit in limits if limit is not None]
     if not stated:
         return None

@@ -35,9 +35,10 @@ MODEL_PREFIX = "/v1/models/"
 
 
 class Reads:
-    """is_ready: whether requests are welcome. problems: what is wrong with the gateway itself.
+    """Answers the read-only paths.
 
-    paths, prefixes: for a face; metrics: for one that has them whatever is configured.
+    is_ready: whether requests are accepted. problems: of the gateway itself.
+    paths, prefixes: for a face; metrics: for a face that always has them.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Reads:
         return as_json(inbound, {"version": __version__})
 
     async def _hello(self, inbound: Inbound) -> web.Response:
-        """Answer the probe of an agent that wants to know whether its API is reachable."""
+        """Answer the probe of an agent that checks whether its API is reachable."""
         return as_json(inbound, {"message": "hello"})
 
     async def _list_models(self, inbound: Inbound) -> web.Response:
@@ -173,7 +174,7 @@ class Reads:
 
 
 def _json(inbound: Inbound, body: bytes) -> web.Response:
-    """A whole answer that is encoded already."""
+    """Return an answer whose JSON is encoded already."""
     return web.Response(
         body=body,
         content_type="application/json",

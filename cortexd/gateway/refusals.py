@@ -90,7 +90,7 @@ def answer(refusal: Refusal, dialect: Dialect, request_id: str) -> web.Response:
         response.headers["x-should-retry"] = "false"
     if refusal.allow:
         response.headers["Allow"] = ", ".join(refusal.allow)
-    if refusal.kind is errors.UPGRADE_REQUIRED:  # it names what is spoken: RFC 9110, 15.5.22
+    if refusal.kind is errors.UPGRADE_REQUIRED:  # names the protocol to use: RFC 9110, 15.5.22
         response.headers.update({"Connection": "Upgrade", "Upgrade": "HTTP/1.1"})
     if refusal.kind is errors.UNSUPPORTED_ENCODING:
         response.headers["Accept-Encoding"] = ACCEPTED

@@ -1,4 +1,4 @@
-"""Building a large answer in steps, so that requests are served in between."""
+"""Builds a large answer in steps, so that requests are served in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEP: Final = 0.002  # seconds of work at a time
 
 
 async def in_steps(pieces: Iterable[bytes]) -> bytes:
-    """Join pieces, each of which is made as it is taken; the loop has its turn every `STEP`."""
+    """Join pieces, each of which is made as it is taken; let the loop run after every `STEP`."""
     made, until = [], time.monotonic() + STEP
     for piece in pieces:
         made.append(piece)

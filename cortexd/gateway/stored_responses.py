@@ -1,4 +1,4 @@
-"""Which node has a response of the Responses API, by the ids that nodes have answered with.
+"""Which node has a response of the Responses API, by the ids in the answers of nodes.
 
 Engines keep responses in their own memory: a request that continues one, or asks for it, has to go
 to the node that made it. Decides nothing; `fleet.routing` reads the node from the query.
@@ -20,7 +20,7 @@ MAX_RESPONSES: Final = 10_000  # ids that are remembered; some 300 bytes each
 PREFIX: Final = responses.PATH + "/"
 
 _ITEM: Final = re.compile(r"/v1/responses/([A-Za-z0-9_.:-]{1,256})(/cancel|/input_items)?")
-# What may follow the id, and the methods that are taken there.
+# What may follow the id, and the methods for it.
 _METHODS: Final[Mapping[str | None, tuple[str, ...]]] = {
     None: ("GET", "DELETE"),
     "/input_items": ("GET",),
@@ -41,7 +41,7 @@ class StoredResponses:
         return len(self._places)
 
     def begin(self, splice: Splice, route: RouteDecision) -> None:
-        """Note that an answer to `POST /v1/responses` is expected; of a retry, the last route."""
+        """Expect the answer to a `POST /v1/responses` from `route`; a retry replaces the route."""
         self._unread[splice] = route.node, route.replica.model
 
     def end(self, splice: Splice) -> None:
@@ -95,7 +95,7 @@ def requested_response(method: str, path: str) -> str:
 
 
 def response_not_found(response: str) -> Refusal:
-    """Refuse a request for a response that no node is known to have."""
+    """Return the refusal of a request for a response that no node is known to have."""
     return Refusal(
         errors.RESPONSE_NOT_FOUND,
         f"The gateway does not know which node has the response {response!r}: it was not made "

@@ -18,7 +18,7 @@ from cortexd.proxy.splice import Splice
 from cortexd.wire import chunks, responses, sse
 from cortexd.wire.neuron import fault_text
 
-# What OpenAI calls a prompt that it does not take, where the engine has no word for it.
+# OpenAI's code for a prompt that it refuses, used if the engine gives none.
 _INVALID_PROMPT: Final = "invalid_prompt"
 
 
@@ -30,7 +30,7 @@ def refusal_event(refusal: Refusal, inbound: Inbound, splice: Splice) -> bytes:
 def rejection_event(status: int, content: bytes, inbound: Inbound, splice: Splice) -> bytes:
     """Return the event for an engine's 4xx: its own error, as an error of the request.
 
-    content: the body of its answer, maybe cut.
+    content: the body of its answer, possibly cut.
     """
     error = _engine_error(status, content, inbound.dialect)
     if inbound.path in responses.PATHS and not isinstance(error.get("code"), str):
@@ -39,9 +39,9 @@ def rejection_event(status: int, content: bytes, inbound: Inbound, splice: Splic
 
 
 def ends_properly(path: str) -> bool:
-    """Whether a stream that broke off ends as HTTP says after its last event.
+    """Return whether a stream that broke off ends as HTTP requires after its last event.
 
-    Only where that event says beyond doubt that there is no whole answer: `response.failed`.
+    Only if that event says beyond doubt that there is no whole answer: `response.failed`.
     """
     return path in responses.PATHS
 
@@ -59,7 +59,7 @@ def _engine_error(status: int, content: bytes, dialect: Dialect) -> dict[str, An
         inner = answer.get("error")
         if isinstance(inner, dict):
             error = inner
-        elif isinstance(answer.get("message"), str):  # vLLM before 0.10 sends it by itself
+        elif isinstance(answer.get("message"), str):  # vLLM before 0.10: no envelope
             error = {name: answer[name] for name in ("message", "param", "code") if name in answer}
         elif code is not None:
             error = {"code": code}
@@ -94,6 +94,6 @@ def _last_event(error: dict[str, Any], inbound: Inbound, splice: Splice) -> byte
         return sse.after(tail, event, is_whole=not splice.first)
     if path not in chunks.PATHS or splice.opening is None:
         return event
-    # Comments stand before it.
+    # Comments precede it.
     model, now = inbound.model or "", int(time.time())
     return chunks.empty_chunk(path, inbound.request_id, model, now) + event

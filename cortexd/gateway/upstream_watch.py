@@ -1,8 +1,8 @@
-"""A periodic look at the requests that nodes are answering: which nodes are dead, which are silent.
+"""Checks once a second which nodes are dead and which models are silent, by their requests.
 
 A process that is stopped keeps its connections: its kernel acknowledges whatever is sent, and no
-transport ever reports a fault. What tells is time, so this compares timestamps that the exchanges
-keep anyway, once a second, and costs a request nothing.
+transport ever reports a fault. Only time shows it, so this compares timestamps that the exchanges
+keep anyway, and costs a request nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cortexd.wire.neuron import LOADED
 
 log = logging.getLogger(__name__)
 
-LOOK: Final = 1.0  # seconds between two looks
+LOOK: Final = 1.0  # seconds between two checks
 
 Key = tuple[str, str]
 
@@ -32,8 +32,8 @@ class UpstreamWatch:
     """Ends requests on dead nodes and names silent replicas.
 
     unanswered: (node, model) → when its oldest request without a byte of an answer was sent, loop
-        time. silent: those that have sent no byte to anybody for `[upstream] silent_after`
-        seconds, and the age of their oldest request in seconds. Both as of the last look.
+        time. silent: replicas that sent no byte to any request for `[upstream] silent_after`
+        seconds, with the age of their oldest request in seconds. Both as of the last check.
     """
 
     def __init__(self, registry: Registry, exchange: Exchange, current: Current) -> None:
@@ -45,11 +45,11 @@ class UpstreamWatch:
         self.silent: Mapping[Key, float] = MappingProxyType({})
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin the checks."""
         self._tasks.spawn("upstream watch", self._keep_looking())
 
     async def close(self) -> None:
-        """Stop looking."""
+        """End the checks."""
         await self._tasks.close()
 
     async def _keep_looking(self) -> None:
@@ -59,7 +59,7 @@ class UpstreamWatch:
             self.look(loop.time())
 
     def look(self, now: float) -> None:
-        """Look once. `now`: loop time."""
+        """Check once. `now`: loop time."""
         upstream = self._current.config.upstream
         self._interrupt_dead(now, upstream.dead_node_grace)
         unanswered: dict[Key, float] = {}
@@ -93,8 +93,8 @@ class UpstreamWatch:
             if not isinstance(replica, Replica):
                 continue
             node = dead.get(replica.node)
-            # Another epoch: the node was configured anew, and its predecessor's answers go on.
-            # One that still delivers bytes is not dead for this request.
+            # Another epoch: the node was configured anew, and the answers of the old one go on.
+            # A request that still gets bytes goes on.
             if (
                 node is not None
                 and node.epoch == replica.epoch
@@ -106,10 +106,10 @@ class UpstreamWatch:
     def _find_silent(
         self, unanswered: Mapping[Key, float], heard: Mapping[Key, float], now: float, after: float
     ) -> dict[Key, float]:
-        """Replicas that sent nothing for `after` seconds though a request waits there.
+        """Return the replicas that sent nothing for `after` seconds though a request waits there.
 
-        One that is loading the model takes its time, and one that answers others is busy, not
-        stuck.
+        One that is loading the model takes its time, and one that answers other requests is busy,
+        not stuck.
         """
         silent = {}
         answered = self._registry.ledger.answered
