@@ -14,17 +14,16 @@ from typing import Final
 
 import msgspec
 
-from cortexd.config.files import locate
+from cortexd.config.files import is_there, locate
 from cortexd.config.neuron import LocalModel
 from cortexd.daemon.tasks import Tasks
 from cortexd.neuron import library
-from cortexd.wire.neuron import Loadable
+from cortexd.wire.neuron import MAX_LOADABLE, Loadable
 
 log = logging.getLogger(__name__)
 
 RESCAN: Final = 10.0  # seconds between two looks
 WITHIN: Final = 2.0  # seconds that an answer waits for a look: a network mount may hang
-MAX_LISTED: Final = 4096  # models; a gateway takes a longer list for none
 
 
 class FileList:
@@ -73,7 +72,7 @@ class FileList:
             log.warning(
                 "[paths] models holds too many files to list (over %d names): gateways are not "
                 "told which models could be loaded here",
-                MAX_LISTED,
+                MAX_LOADABLE,
             )
         self._is_too_long, self.entries = is_too_long, entries
         self.version = None
@@ -88,8 +87,8 @@ class FileList:
             return None
         listed = {name: Loadable(name, sorted(quants)) for name, quants in found.items()}
         for model in self._configured:
-            if locate(self._directories, model.path).exists():
+            if is_there(locate(self._directories, model.path)):
                 listed[model.id] = Loadable(model.id)
             else:  # its path is what counts, whatever else is called like it
                 listed.pop(model.id, None)
-        return None if len(listed) > MAX_LISTED else [listed[name] for name in sorted(listed)]
+        return None if len(listed) > MAX_LOADABLE else [listed[name] for name in sorted(listed)]

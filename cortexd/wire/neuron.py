@@ -25,6 +25,8 @@ UNKNOWN: Final = "unknown"
 STATUSES: Final = frozenset({LOADED, UNLOADED, RELOADING, LOADING, RECOVERING, FAILED})
 
 MAX_BODY: Final = 8 * 1024 * 1024  # bytes; a longer answer from a neuron is a failed poll
+# Entries of `Discovery.loadable`, whose files come to three names each; a longer list is ignored.
+MAX_LOADABLE: Final = 4096
 MAX_TEXT: Final = 400  # characters that are kept of what a node says for people to read
 
 

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortexd.config.catalogue import Profile
+from cortexd.fleet.anomalies import MAX_COUNT, MAX_DEVICES, MAX_ID
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation, forgotten, is_restarted, observed, told
 from cortexd.fleet.placement import place
 from cortexd.fleet.routing import Query, decide
-from cortexd.fleet.sanity import MAX_COUNT, MAX_DEVICES, MAX_ID, sane
+from cortexd.fleet.sanity import sane
 from cortexd.fleet.snapshot import Ledger, Node, Snapshot, with_node
 from cortexd.wire.neuron import LOADED, LOADING, STATUSES, UNKNOWN, Health, Model, ModelLoad
 from tests.fleet import nasty

@@ -5,21 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortexd.fleet.anomalies import MAX_DEVICES, MAX_ID, MAX_MEMORY, MAX_MODELS
 from cortexd.fleet.observe import Observation
-from cortexd.fleet.sanity import (
-    MAX_DEVICES,
-    MAX_ID,
-    MAX_LOADABLE,
-    MAX_MEMORY,
-    MAX_MODELS,
-    STANDS_FOR,
-    in_words,
-    sane,
-    standing,
-)
+from cortexd.fleet.sanity import STANDS_FOR, in_words, sane, standing
 from cortexd.fleet.snapshot import Nonsense
 from cortexd.gateway.intake import MAX_MODEL_NAME
 from cortexd.wire.neuron import (
+    MAX_LOADABLE,
     Activation,
     Cost,
     DeviceHealth,

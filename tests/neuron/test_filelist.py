@@ -41,7 +41,7 @@ async def test_a_neuron_tells_what_it_could_load_and_when_that_changes(
 async def test_a_list_that_is_too_long_is_none_and_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(filelist, "MAX_LISTED", 2)
+    monkeypatch.setattr(filelist, "MAX_LOADABLE", 2)
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.gguf").touch()
     files = FileList([tmp_path], [])
@@ -52,6 +52,19 @@ async def test_a_list_that_is_too_long_is_none_and_said_once(
     (tmp_path / "c.gguf").unlink()
     await files.refresh()
     assert [each.id for each in files.entries or ()] == ["a", "b"]
+    await files.close()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop"])
+async def test_a_configured_name_that_no_file_can_have_hides_no_other(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "b.gguf").touch()
+    files = FileList([tmp_path], [local("a", name)])
+    await files.start()
+    assert files.entries == [Loadable("b", [""])]
+    assert not caplog.messages
     await files.close()
 
 
