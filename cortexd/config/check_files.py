@@ -5,9 +5,11 @@ Only `cortexd check` asks: a daemon starts without them, since a disk may be mou
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from cortexd.config import gateway, neuron
 from cortexd.config.decode import Problem
@@ -63,12 +65,16 @@ def _model_file(key: KeyPath, directories: list[Path], path: str) -> Iterator[Pr
         yield Problem(key, f"there is no file {file}{looked}", "a model file, or its first part")
 
 
+# Errors of a path that leads nowhere, whoever asks.
+_NOWHERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+
+
 def _kind(path: Path) -> str:
     """`missing`, `directory`, `file`, or `hidden` where this user may not look."""
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in its name
+    except ValueError:  # a NUL in its name
         return "missing"
-    except OSError:
-        return "hidden"
+    except OSError as error:
+        return "missing" if error.errno in _NOWHERE else "hidden"
     return "directory" if stat.S_ISDIR(mode) else "file"

@@ -28,7 +28,16 @@ def locate(directories: Sequence[Path], path: str) -> Path:
     if name.is_absolute() or not directories:
         return name
     candidates = [directory / name for directory in directories]
-    return next((each for each in candidates if each.exists()), candidates[0])
+    return next((each for each in candidates if is_there(each)), candidates[0])
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something of that name, as far as this user may look."""
+    try:
+        path.stat()
+    except (OSError, ValueError):  # `Path.exists` raises some of these, on some versions of Python
+        return False
+    return True
 
 
 def reason(error: OSError | ValueError) -> str:

@@ -13,12 +13,12 @@ import msgspec
 
 from cortexd.control.registry import Registry
 from cortexd.daemon.state import StateFile
+from cortexd.fleet.anomalies import MAX_MODELS
+from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
 from cortexd.wire.neuron import Model
 
-MAX_NAMES: Final = 1000  # of one node
-MAX_ALL_NAMES: Final = 10_000  # of all nodes together
-MAX_NAME: Final = 512  # characters; nobody can ask for a longer name
+MAX_NAMES: Final = 10_000  # of all nodes together
 
 
 class KnownModels:
@@ -27,15 +27,18 @@ class KnownModels:
     def __init__(self, registry: Registry, state: StateFile) -> None:
         self._registry = registry
         self._state = state
-        self._seen: dict[str, Mapping[str, Model]] = {}
+        self._seen: dict[str, tuple[Mapping[str, Model], Catalogue]] = {}
 
     def observed(self, name: str, seen: Observation) -> None:
-        """Called after each poll; costs a comparison of two references when nothing has changed."""
-        models = self._registry.snapshot.nodes[name].models
-        if seen.models is None or self._seen.get(name) is models:
+        """Called after each poll; costs two comparisons of references when nothing has changed."""
+        if seen.models is None:
             return
-        self._seen[name] = models
-        self._keep(name, self._names(models))
+        snapshot = self._registry.snapshot
+        models, catalogue = snapshot.nodes[name].models, snapshot.catalogue
+        before = self._seen.get(name)
+        if before is None or before[0] is not models or before[1] is not catalogue:
+            self._seen[name] = models, catalogue
+            self._keep(name, self._names(models))
 
     def forget(self, name: str) -> None:
         """Drop the names of a node that was removed."""
@@ -44,8 +47,7 @@ class KnownModels:
 
     def _names(self, models: Mapping[str, Model]) -> tuple[str, ...]:
         profiles = self._registry.snapshot.catalogue.profiles
-        names = [name for name in models if name not in profiles and len(name) <= MAX_NAME]
-        return tuple(sorted(names)[:MAX_NAMES])
+        return tuple(sorted(name for name in models if name not in profiles)[:MAX_MODELS])
 
     def _keep(self, name: str, names: tuple[str, ...]) -> None:
         before = self._state.state.models
@@ -53,7 +55,7 @@ class KnownModels:
             return
         nodes = self._registry.snapshot.nodes
         kept = {node: its for node, its in before.items() if node in nodes and node != name}
-        left = MAX_ALL_NAMES - sum(map(len, kept.values()))
+        left = MAX_NAMES - sum(map(len, kept.values()))
         if names[:left]:
             kept[name] = names[:left]
         self._state.put(msgspec.structs.replace(self._state.state, models=kept))

@@ -79,10 +79,17 @@ def _look_into(folder: Path, seen: set[tuple[int, int]]) -> tuple[list[str], lis
         seen.add((here.st_dev, here.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                (below if entry.is_dir() else names).append(entry.name)
+                (below if _is_dir(entry) else names).append(entry.name)
     except OSError:
         return [], []
     return below, names
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a symlink that leads back to itself, or to where this user may not look
+        return False
 
 
 def _note_names(found: dict[str, set[str]], parts: tuple[str, ...], stem: str) -> None:

@@ -71,6 +71,21 @@ def test_check_is_content_with_what_is_there_or_will_be_created(
     assert checked(tmp_path, capsys)[0] == 0
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "loop/x"])
+def test_check_reports_a_name_that_no_file_can_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "neuron.toml").write_text(
+        f"[paths]\nmodels = ['.']\n[[models]]\nid = 'm'\npath = '{name}'\n"
+    )
+    status, _, err = checked(tmp_path, capsys, "--neuron")
+    assert status == 78
+    assert err.startswith(f"DIR/neuron.toml:5: models[0].path: there is no file DIR/{name} ")
+    (tmp_path / "cortex.toml").write_text(f"[gateway]\nstate_dir = '{name}'\n")
+    assert checked(tmp_path, capsys)[0] == (78 if "/" in name else 0)
+
+
 def test_check_reports_a_state_directory_below_one_that_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

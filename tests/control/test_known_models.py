@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cortexd.config.catalogue import Profile
@@ -11,6 +12,7 @@ from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
 from cortexd.control import known_models
 from cortexd.daemon.state import State, StateFile
+from cortexd.fleet.catalogue import Catalogue
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import Fleet, running_fleet
 from tests.waiting import eventually, until
@@ -98,8 +100,8 @@ async def test_names_are_kept_as_nodes_list_them_now(tmp_path: Path) -> None:
 async def test_names_that_are_kept_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(known_models, "MAX_NAMES", 3)
-    monkeypatch.setattr(known_models, "MAX_ALL_NAMES", 5)
+    monkeypatch.setattr(known_models, "MAX_MODELS", 3)
+    monkeypatch.setattr(known_models, "MAX_NAMES", 5)
     crowd = {f"m{number}": "unloaded" for number in range(10)} | {"x" * 600: "unloaded"}
     async with running_fleet(
         config=FOLDED, state_dir=tmp_path, a=FakeNeuron(crowd), b=FakeNeuron(crowd)
@@ -109,6 +111,23 @@ async def test_names_that_are_kept_are_bounded(
     names = (await kept(tmp_path)).models
     assert sorted(map(len, names.values())) == [2, 3]
     assert all(name in crowd and len(name) < 600 for its in names.values() for name in its)
+
+
+async def test_model_that_leaves_the_catalogue_is_kept(tmp_path: Path) -> None:
+    config = msgspec.structs.replace(FOLDED, models=(Profile("m"),))
+    node = FakeNeuron({"m": "loaded"})
+    async with running_fleet(config=config, state_dir=tmp_path, a=node) as fleet:
+        await has_model(fleet, "a", "m")
+        assert fleet.gateway._state.state.models == {}
+        registry = fleet.gateway.registry
+        registry.reconfigure(
+            registry.snapshot.nodes.values(),
+            Catalogue(),
+            fresh=(),
+            unhealthy_after=1,
+            policy=registry.snapshot.policy,
+        )
+        await until(lambda: fleet.gateway._state.state.models == {"a": ("m",)})
 
 
 async def test_poll_that_changes_no_name_writes_nothing(tmp_path: Path) -> None:
