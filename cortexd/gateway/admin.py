@@ -171,10 +171,8 @@ class Admin:
 
     def _check_host(self, given: str) -> None:
         config = self._current.config
-        host, allowed = host_name(given), config.security.allowed_hosts
-        if not is_own_host(host, allowed) and (
-            not host or host != listen_host(config.gateway.admin_listen)
-        ):
+        names = (*config.security.allowed_hosts, listen_host(config.gateway.admin_listen))
+        if not is_own_host(host_name(given), names):
             raise Refusal(
                 errors.FORBIDDEN_HOST,
                 f"The Host {given[:200]!r} is not this listener's; use its IP address, localhost, "

@@ -23,7 +23,15 @@ from cortexd.gateway.intake import request_id
 from cortexd.gateway.listeners import Key
 from cortexd.gateway.refusals import answer, dialect_of, own_headers
 from cortexd.metrics import Metrics
-from cortexd.proxy.browser import ANY, ORIGIN, SITE, foreign_origin, host_name, is_local_host
+from cortexd.proxy.browser import (
+    ANY,
+    ORIGIN,
+    SITE,
+    foreign_origin,
+    host_name,
+    is_from_browser,
+    is_local_host,
+)
 from cortexd.proxy.door import Handler, Refuse
 
 log = logging.getLogger(__name__)
@@ -92,8 +100,10 @@ class BrowserAccess:
         config = self._current.config
         allowed = config.security.allowed_hosts
         host = host_name(given := request.headers.get("Host", ""))
-        listen = getattr(config.gateway, self._key) or ""
-        if not is_local_host(host, allowed) and host != listen_host(listen):
+        names = (*allowed, listen_host(getattr(config.gateway, self._key) or ""))
+        # Browsers always send a Host; health checks in HTTP/1.0 do not.
+        is_checked = bool(given) or is_from_browser(request)
+        if is_checked and not is_local_host(host, names):
             text = (
                 f"The Host {given[:200]!r} may be a stranger's name for this gateway; use its IP "
                 "address"

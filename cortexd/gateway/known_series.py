@@ -77,8 +77,8 @@ class KnownSeries:
         if seen is None or (
             seen.replicas is not snapshot.replicas or seen.catalogue is not snapshot.catalogue
         ):
-            self._seen = snapshot
             yield from self._expect_models(snapshot)
+            self._seen = snapshot  # a look that was given up has not seen all of it
         yield from self._expect_statuses()
 
     def _expect_models(self, snapshot: Snapshot) -> Iterator[str]:
@@ -87,7 +87,8 @@ class KnownSeries:
         for number, (model, node) in enumerate(_candidates(snapshot)):
             if len(self.pairs) >= PAIRS:
                 break
-            if self._of_node.get(node, 0) < PAIRS_OF_NODE:
+            is_there = node in self._registry.snapshot.nodes  # it may have been removed meanwhile
+            if is_there and self._of_node.get(node, 0) < PAIRS_OF_NODE:
                 self._show(model, node)
             if number % 100 == 0:
                 yield ""

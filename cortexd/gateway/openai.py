@@ -137,21 +137,23 @@ _SHOWN_FIELDS: Final = tuple(field for field in Node.__struct_fields__ if field 
 class _Facts:
     """The inputs of a list of models; equal inputs give an equal list."""
 
-    def __init__(self, loading: dict[str, str], parts: builtins.list[Any]) -> None:
-        self._loading = loading
+    def __init__(self, ledger: Ledger, parts: builtins.list[Any]) -> None:
+        self._loading = dict(ledger.loading)
+        self._unloadable = set(ledger.unloadable)
         self._parts = parts
 
     @classmethod
     def of(cls, snapshot: Snapshot, ledger: Ledger) -> _Facts:
         nodes = snapshot.nodes.values()
         parts = [getattr(node, field) for node in nodes for field in _SHOWN_FIELDS]
-        return cls(dict(ledger.loading), [snapshot.catalogue, *parts])
+        unheard = [node.is_unheard for node in nodes]
+        return cls(ledger, [snapshot.catalogue, snapshot.settled, *unheard, *parts])
 
     def __eq__(self, other: object) -> bool:
         """Compare mappings by identity only: comparing those of a thousand models takes long."""
-        if not isinstance(other, _Facts) or self._loading != other._loading:
+        if not isinstance(other, _Facts) or len(self._parts) != len(other._parts):
             return False
-        if len(self._parts) != len(other._parts):
+        if self._loading != other._loading or self._unloadable != other._unloadable:
             return False
         return all(
             a is b or (isinstance(a, _PLAIN) and a == b)

@@ -82,7 +82,7 @@ class Api:
         self._exchange = exchange
         self._token = token
         self._rejections = RejectionLog()
-        self._own_host = listen_host(settings.listen)
+        self._own_names = (listen_host(settings.listen),)
         self._bodies = Bodies(
             settings.max_body, settings.max_buffered, table="[neuron]", decodes=False
         )
@@ -133,8 +133,7 @@ class Api:
 
     def _screen(self, request: web.BaseRequest) -> None:
         """Raise Refusal for a page of another origin, or a name that may have been rebound."""
-        host = host_name(request.headers.get("Host", ""))
-        if not is_local_host(host) and host != self._own_host:
+        if not is_local_host(host_name(request.headers.get("Host", "")), self._own_names):
             raise Refusal(
                 errors.FORBIDDEN_HOST,
                 "The Host of this request may be a stranger's name for this neuron; use its IP "

@@ -91,7 +91,8 @@ def host_name(field: str) -> str:
 def is_own_host(host: str, allowed: Collection[str] = ()) -> bool:
     """Return whether no stranger's DNS can have led a browser here under that name.
 
-    It is an IP address, localhost, this machine's name, or in `allowed`. host: see `host_name`.
+    It is an IP address, localhost, this machine's name, or in `allowed`, which should hold the host
+    of the listener, too. host: see `host_name`.
     """
     if not host:
         return False

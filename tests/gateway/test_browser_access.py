@@ -127,6 +127,21 @@ async def test_operators_reads_are_for_no_other_origin_and_no_rebound_name(path:
             assert answer.status == 200, headers
 
 
+@pytest.mark.parametrize(
+    ("is_admin", "admin_listen"), [(False, ""), (True, ":0"), (True, "127.0.0.1:0")]
+)
+@pytest.mark.parametrize("mark", ["", "Sec-Fetch-Site: none\r\n"])
+async def test_a_request_without_a_host_is_refused_only_where_a_browser_marked_it(
+    mark: str, is_admin: bool, admin_listen: str
+) -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"}), admin_listen=admin_listen) as fleet:
+        url = fleet.admin_url if is_admin else fleet.url
+        address = "127.0.0.1", int(url.rpartition(":")[2])
+        request = f"GET /health HTTP/1.0\r\n{mark}\r\n".encode()
+        status_line = (await answered(address, request)).partition(b"\r\n")[0]
+        assert status_line == (b"HTTP/1.0 403 Forbidden" if mark else b"HTTP/1.0 200 OK")
+
+
 async def test_an_allowed_name_may_operate_the_gateway() -> None:
     config = Config(polling=FAST, security=Security(allowed_hosts=("ops.example.com",)))
     async with running_fleet(a=FakeNeuron({"m": "loaded"}), config=config) as fleet:

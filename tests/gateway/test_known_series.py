@@ -129,6 +129,27 @@ def test_node_that_is_gone_is_forgotten() -> None:
     assert set(known.series.pairs) == {("m", "b")}
 
 
+def test_node_that_is_removed_in_the_middle_of_a_look_is_not_shown_again() -> None:
+    models = {f"m{number}": "loaded" for number in range(150)}
+    known = Known(node("a", models), node("b", models))
+    looking = known.series.expect()
+    next(looking)
+    known.registry.drop("b")
+    known.series.forget_node("b")
+    for _ in looking:
+        pass
+    assert {where for _, where in known.series.pairs} == {"a"}
+
+
+def test_look_that_was_given_up_is_made_up_for() -> None:
+    known = Known(node("a", {f"m{number}": "loaded" for number in range(50)}))
+    looking = known.series.expect()
+    next(looking)
+    looking.close()  # the client left while its answer was written
+    known.look()
+    assert len(known.series.pairs) == 50
+
+
 async def test_gauges_stay_when_nothing_is_in_flight_or_waits_any_more() -> None:
     neuron = FakeNeuron()
     neuron.release.clear()

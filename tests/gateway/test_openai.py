@@ -181,6 +181,13 @@ async def test_list_is_kept_until_something_in_it_changes() -> None:
     assert book.cached(msgspec.structs.replace(snapshot, catalogue=other_catalogue), ledger) is None
     ledger.loading["m00000"] = "a"
     assert book.cached(snapshot, ledger) is None
+    ledger.loading.clear()
+    assert book.cached(snapshot, ledger) is made
+    ledger.unloadable["a", "x"] = "no file"  # a card says where its model can be loaded
+    assert book.cached(snapshot, ledger) is None
+    ledger.unloadable.clear()
+    settled = msgspec.structs.replace(snapshot, settled=not snapshot.settled)
+    assert book.cached(settled, ledger) is None  # until then an alias may lead to any node
 
 
 async def test_list_that_a_load_changed_in_the_making_is_not_kept(
