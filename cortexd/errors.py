@@ -47,8 +47,8 @@ UPGRADE_REQUIRED = Kind("upgrade_required", 426, should_retry=False)
 HEAD_TOO_LARGE = Kind("head_too_large", 431)
 
 # Where a model could be, and why it is not there. `fleet.routing` checks these in this order.
-# What only an operator can change is a 4xx: SDKs and agents try every 408, 409, 429 and 5xx again,
-# for minutes, and few of them read `x-should-retry`.
+# A refusal that only an operator can cure is a 4xx: SDKs and agents repeat every 408, 409, 429 and
+# 5xx for minutes, and few of them read `x-should-retry`.
 NO_HEALTHY_NODES = Kind("no_healthy_nodes", 503, 5)
 FEASIBLE_NODE_UNHEALTHY = Kind("feasible_node_unhealthy", 503, 3)
 MODEL_UNSERVABLE = Kind("model_unservable", 503, 5)
@@ -58,7 +58,7 @@ NO_FEASIBLE_NEURON = Kind("no_feasible_neuron", 422, should_retry=False)
 NO_ROOM = Kind("no_room", 503, 10)
 COLD_LOAD_FAILED = Kind("cold_load_failed", 502)  # Retry-After: what is left of the back-off
 MODEL_LOADING = Kind("model_loading", 503, 10)
-# Of a request that only counts tokens: its client is to go on without, not to wait for a load.
+# For a request that only counts tokens: its client should go on without, not wait for a load.
 MODEL_NOT_LOADED = Kind("model_not_loaded", 503)
 UNLOAD_FAILED = Kind("unload_failed", 502)
 LOAD_QUEUE_FULL = Kind("load_queue_full", 503, 5)
@@ -83,9 +83,9 @@ class Refusal(Exception):
     """A request that will not be served, and what its caller can do about it.
 
     message: one or two sentences for a person; the last one says what to do next.
-    param: the field of the request that is at fault, when one is.
+    param: the field of the request that is at fault, if one is.
     retry_after: whole seconds; overrides the kind's own.
-    allow: the methods that the path takes, when another one was used.
+    allow: the methods that the path takes, if another one was used.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Gauges of the fleet, read from the snapshot at the moment of the scrape."""
+"""Gauges of the fleet, read from the snapshot at each scrape."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Family(NamedTuple):
 
 
 class _NodeStatus(NamedTuple):
-    """What a node's models were when their lines were written; as long as they are, those hold."""
+    """The lines of a node's models, with the models they were written for: valid for these only."""
 
     models: Mapping[str, Model]
     loading: frozenset[str]
@@ -63,7 +63,7 @@ class FleetCollector(Collector):
         self._statuses: dict[str, _NodeStatus] = {}
 
     def collect(self) -> Iterable[Metric]:
-        """Return one family after the other, as the client library has them."""
+        """Yield the families as objects of the client library."""
         yield InfoMetricFamily("cortexd_build", "The running version.", {"version": __version__})
         snapshot = self._snapshot()
         for family in self._families(snapshot):
@@ -76,7 +76,7 @@ class FleetCollector(Collector):
         yield _gauge(_Family(*_MODEL_STATUS, _STATUS_LABELS, statuses))
 
     def pieces(self) -> Iterator[str]:
-        """The text format."""
+        """Yield the text format."""
         snapshot = self._snapshot()
         version = [((__version__,), 1.0)]
         yield from samples_text(
@@ -92,7 +92,7 @@ class FleetCollector(Collector):
             yield from self._status_pieces(node)
 
     def _status_pieces(self, node: Node) -> Iterator[str]:
-        """The lines of a node's models; written anew only when something about them changed."""
+        """Yield the lines of a node's models; they are written again only after a change."""
         loading = self._loading_on(node.name)
         known = self._statuses.get(node.name)
         if known is not None and known.models is node.models and known.loading == loading:
@@ -168,7 +168,7 @@ _MODEL_STATUS: Final = ("cortexd_model_status", "1 for the status that a model h
 
 
 def _statuses(node: Node, loading: Collection[str]) -> Iterator[Sample]:
-    """A model that this gateway loads there is `loading`, whatever the last poll has seen."""
+    """Yield the status of each model; `loading` if this gateway loads it there."""
     for model, info in node.models.items():
         if model not in loading:
             yield (model, node.name, info.status), 1

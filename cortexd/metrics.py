@@ -1,4 +1,4 @@
-"""The one list of metrics. Labels only ever take known model ids, node names and paths."""
+"""The list of all metrics. Labels take known model ids, node names and paths only."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Metrics:
         self.register(self.reload_success)
 
     def register(self, collector: Collector) -> None:
-        """Add what else is shown."""
+        """Add a collector to the metrics shown."""
         self.registry.register(collector)
         self._collectors.append(collector)
 
@@ -157,7 +157,7 @@ class Metrics:
             self.usage_missing.inc(model, by=len(usages) - len(told))
 
     def exposition(self) -> Iterator[str]:
-        """The text format in small pieces: the loop may do something else between any two."""
+        """Yield the text format in small pieces, so that the loop can run between any two."""
         for collector in self._collectors:
             if isinstance(collector, Written):
                 yield from collector.pieces()

@@ -1,8 +1,8 @@
 """Counters, gauges and histograms, and their text form, piece by piece.
 
-The client library's own children lock for threads that there are none of here, and its writer holds
-the loop for a tenth of a second at ten thousand samples. `collect` gives the library's view of the
-same numbers.
+The client library's own children lock for threads, of which there are none here, and its writer
+holds the loop for a tenth of a second at ten thousand samples. `collect` gives the library's view
+of the same numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-PIECE: Final = 200  # samples that are written in one piece: about a fifth of a millisecond
+PIECE: Final = 200  # samples per piece: about a fifth of a millisecond
 
 Labels = tuple[str, ...]
 Sample = tuple[Labels, float]
@@ -29,14 +29,14 @@ Sample = tuple[Labels, float]
 
 @runtime_checkable
 class Written(Protocol):
-    """Something that writes its own text."""
+    """A collector that writes its own text."""
 
     def pieces(self) -> Iterator[str]:
-        """The text format in pieces of at most about `PIECE` samples."""
+        """Yield the text format in pieces of at most about `PIECE` samples."""
 
 
 class Counter(Collector):
-    """Counts by label values."""
+    """A counter by label values."""
 
     def __init__(self, name: str, text: str, labels: Labels) -> None:
         self._name, self._text, self._labels = name, text, labels
@@ -49,27 +49,29 @@ class Counter(Collector):
         return iter(self._counts)
 
     def inc(self, *labels: str, by: float = 1) -> None:
-        """Count one more, or so many."""
+        """Add 1, or `by`."""
         self._counts[labels] = self._counts.get(labels, 0) + by
 
     def expect(self, *labels: str) -> None:
-        """Show 0 for these label values until they are counted: what appears with its first event
-        has no increase that an alert could see."""
+        """Show 0 for these label values until they are counted.
+
+        A series that appears with its first event shows no increase to alert on.
+        """
         self._counts.setdefault(labels, 0)
 
     def forget(self, label: str, value: str) -> None:
-        """Drop what was counted of something that is gone, if it is counted by that label."""
+        """Drop the series in which that label has that value, if the metric has the label."""
         _forget(self._counts, self._labels, label, value)
 
     def collect(self) -> Iterable[Metric]:
-        """Return all of it, as it stands."""
+        """Yield the family as an object of the client library."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
         for labels, count in self._counts.items():
             family.add_metric(labels, count)
         return [family]
 
     def pieces(self) -> Iterator[str]:
-        """The text format."""
+        """Yield the text format."""
         name = f"{self._name}_total"
         return samples_text(name, self._text, "counter", self._labels, [*self._counts.items()])
 
@@ -82,16 +84,16 @@ class Gauge(Collector):
         self.value = value
 
     def collect(self) -> Iterable[Metric]:
-        """Return it, as it stands."""
+        """Yield the family as an object of the client library."""
         return [GaugeMetricFamily(self._name, self._text, value=self.value)]
 
     def pieces(self) -> Iterator[str]:
-        """The text format."""
+        """Yield the text format."""
         return samples_text(self._name, self._text, "gauge", (), [((), self.value)])
 
 
 class Histogram(Collector):
-    """Counts values into buckets, by label values. `bounds`: the upper ones, ascending."""
+    """A histogram by label values. `bounds`: the upper ones of its buckets, ascending."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], labels: Labels) -> None:
         self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
@@ -111,11 +113,11 @@ class Histogram(Collector):
         total[0] += sum(values)
 
     def forget(self, label: str, value: str) -> None:
-        """Drop what was counted of something that is gone, if it is counted by that label."""
+        """Drop the series in which that label has that value, if the metric has the label."""
         _forget(self._spreads, self._labels, label, value)
 
     def collect(self) -> Iterable[Metric]:
-        """Return all of it, as it stands."""
+        """Yield the family as an object of the client library."""
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, (counts, total) in self._spreads.items():
             buckets = list(zip(self._bound_names, map(float, accumulate(counts)), strict=True))
@@ -123,7 +125,7 @@ class Histogram(Collector):
         return [family]
 
     def pieces(self) -> Iterator[str]:
-        """The text format."""
+        """Yield the text format."""
         yield _head(self._name, self._text, "histogram")
         starts = [f'{self._name}_bucket{{le="{bound}"' for bound in self._bound_names]
         spreads = iter([*self._spreads.items()])
@@ -150,7 +152,7 @@ class Histogram(Collector):
 def samples_text(
     name: str, text: str, kind: str, labels: Labels, samples: Iterable[Sample]
 ) -> Iterator[str]:
-    """The text format of a counter or a gauge: its head, then the samples in pieces."""
+    """Yield the text format of a counter or a gauge: its head, then the samples in pieces."""
     yield _head(name, text, kind)
     left = iter(samples)
     while some := list(islice(left, PIECE)):
@@ -158,7 +160,7 @@ def samples_text(
 
 
 def sample_lines(name: str, labels: Labels, samples: Iterable[Sample]) -> str:
-    """The lines of some samples."""
+    """Return the lines of some samples."""
     if not labels:
         return "".join(f"{name} {floatToGoString(value)}\n" for _, value in samples)
     return "".join(
@@ -168,14 +170,14 @@ def sample_lines(name: str, labels: Labels, samples: Iterable[Sample]) -> str:
 
 
 def label_text(names: Labels, values: Labels) -> str:
-    """Labels as they stand between the braces."""
+    """Return labels as they are written between the braces."""
     return ",".join(
         [f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True)]
     )
 
 
 def _escaped(value: str) -> str:
-    # Most values need no escaping, and are looked at once.
+    # Most values need no escaping, so one look is enough.
     if "\\" in value or '"' in value or "\n" in value:
         return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
     return value

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         agent, source = read_neuron(path, with_directories=True)
         warnings = source.lines(neuron_warnings(agent))
         for line in warnings:
-            print(f"WARNING: {plain(line)}", file=sys.stderr)
+            print(f"warning: {plain(line)}", file=sys.stderr)
         verdict = "usable, but see the warning" if warnings else "good"
         print(f"{path}: {verdict}; {len(agent.models)} models")
         return 0

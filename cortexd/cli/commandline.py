@@ -1,4 +1,4 @@
-"""A parser that suggests what was probably meant."""
+"""An argument parser that suggests the commands and options that were probably meant."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuse unknown commands, choices and options with a suggestion, in the same words on every
-    version of Python. Its subparsers do the same."""
+    """Refuses unknown commands, choices and options with a suggestion.
+
+    The words are the same on every version of Python. Its subparsers do likewise.
+    """
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse does; exits with status 2 for what it can't parse."""
+        """Parse the arguments; exit with status 2 for invalid ones."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             used: Parser = getattr(parsed, "parser", self)
@@ -25,14 +27,14 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does; the result also has `parser`, that of the innermost command."""
+        """Parse the known arguments; the result's `parser` is that of the innermost command."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if not hasattr(parsed, "parser"):
             parsed.parser = self
         return parsed, unknown
 
     def refuse(self, unknown: list[str]) -> NoReturn:
-        """Exit with status 2: these arguments are not known."""
+        """Exit with status 2, naming unknown arguments."""
         option = next((each for each in unknown if each.startswith("--")), "")
         hint = suggestion(option.partition("=")[0], self._option_string_actions)
         self.error(f"unknown arguments: {' '.join(unknown)}{hint}")
@@ -50,6 +52,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def suggestion(found: str, known: Iterable[str]) -> str:
-    """`; did you mean 'load'?` where a known word is like the one that was found, else nothing."""
+    """Return `; did you mean 'load'?` if a known word is like the one that was found, else ""."""
     near = difflib.get_close_matches(found, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -256,7 +256,7 @@ async def _ask(session: aiohttp.ClientSession, model: str, why: str) -> None:
 
 
 def _show_progress(bar: ProgressBar, text: str) -> None:
-    """Show a keep-alive of the gateway: on a terminal as a bar, else as the line that it is."""
+    """Show a keep-alive of the gateway: as a bar on a terminal, else as a line."""
     if not sys.stdout.isatty():
         print(f"  : {text}", flush=True)
         return

@@ -68,7 +68,7 @@ def _go(args: argparse.Namespace, root: Path, choice: units.Choice) -> int:
         )
         return 1
     command, needed = _installed()
-    # Before the plan: units that can't start are no plan. An image has other permissions.
+    # Before the plan, which is useless if the units can't start. An image has other permissions.
     if trouble := units.hidden(needed) or (None if args.prefix else units.unreadable(needed)):
         print(f"Nothing was changed: {_elsewhere(trouble)}", file=sys.stderr)
         return 1

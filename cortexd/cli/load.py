@@ -85,7 +85,7 @@ class Progress:
             self._bar.reset()
             self._print(f"loading {self._model} on {node}", keep=not self._redraws)
         elif kind == "load_progress":
-            if event.get("stage") != self._stage:  # each has its own progress
+            if event.get("stage") != self._stage:  # each stage has its own progress
                 self._bar.reset()
             self._node, self._stage = node, event.get("stage")
             self._fraction = event.get("fraction")

@@ -1,4 +1,4 @@
-"""Resolve `localhost` to the loopback addresses of both families, whatever /etc/hosts lists."""
+"""Resolves `localhost` to the loopback addresses of both families, whatever /etc/hosts lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADDRESSES: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
 class LoopbackResolver(AbstractResolver):
-    """Answer every lookup with 127.0.0.1 and ::1 (RFC 6761, 6.3). Only for `localhost`."""
+    """Answers every lookup with 127.0.0.1 and ::1 (RFC 6761, 6.3). Only for `localhost`."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -31,4 +31,4 @@ class LoopbackResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Do nothing: it holds nothing."""
+        """Do nothing: there is nothing to close."""

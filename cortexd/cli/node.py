@@ -82,7 +82,7 @@ def _add_list(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def add(args: argparse.Namespace) -> int:
-    """Return 0 when it was added; 1 when it does not answer or the file can't be edited.
+    """Return 0 if the node was added; 1 if it does not answer or the file can't be edited.
 
     Raises ConfigError.
     """
@@ -116,7 +116,7 @@ def add(args: argparse.Namespace) -> int:
 
 
 def remove(args: argparse.Namespace) -> int:
-    """Return 0 when it was removed; 1 when the file can't be edited. Raises ConfigError."""
+    """Return 0 if the node was removed; 1 if the file can't be edited. Raises ConfigError."""
     from cortexd.config.edit import remove_neuron
 
     path = config_path(args.config, "cortex.toml")
@@ -154,8 +154,10 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _seen_from(config: Path, file: Path) -> str:
-    """A file of the command line as the configuration spells it: by its name if it lies beside
-    it, which is also where a credential of that name is looked up."""
+    """Return a file of the command line as the configuration spells it.
+
+    That is its name if it lies beside the configuration, where credentials of that name count, too.
+    """
     file = Path.cwd() / file
     is_beside = file.parent.resolve() == config.parent.resolve()
     return file.name if is_beside else str(file)

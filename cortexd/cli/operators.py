@@ -30,7 +30,7 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class NoGateway(Exception):
-    """Nothing answers there, or something else does; the message says what.
+    """No gateway answers there; the message says why.
 
     is_absent: nothing listens there.
     """
@@ -218,12 +218,12 @@ def _configured(given: Path | None) -> str:
     if socket_file := unix_path(listen):
         return UNIX + socket_file
     host, port = parse_listen(listen)
-    # Every interface: this machine's loopback, of either family where both are listened on.
+    # Every interface: use this machine's loopback, of either family if both are listened on.
     host = {"": "localhost", "::": "localhost", "0.0.0.0": "127.0.0.1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def note_line(answer: Mapping[str, Any]) -> str:
-    """Return the gateway's note on what was done, as a line of its own; "" when there is none."""
+    """Return the gateway's note on the change, as a line of its own; "" if there is none."""
     note = answer.get("note")
     return f"\nwarning: {note}" if note else ""

@@ -19,14 +19,14 @@ def add_config_option(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def user_path(text: str) -> Path:
-    """A path from the command line; `~` is expanded even where no shell did (`--config=~/x`)."""
+    """Return a path of the command line; `~` is expanded even in `--config=~/x`."""
     from cortexd.config.files import expanded
 
     return expanded(text)
 
 
 def config_path(given: Path | None, name: str) -> Path:
-    """`--config`, else /etc/cortexd/NAME, else ./etc/NAME. Raises NoConfiguration if neither is."""
+    """Return `--config`, else /etc/cortexd/NAME, else ./etc/NAME. Raises NoConfiguration."""
     from cortexd.config.source import NoConfiguration
 
     if given is not None:

@@ -16,9 +16,9 @@ TIMEOUT: Final = 5.0  # seconds for each of two answers
 
 
 def probe(node: gateway.Neuron, config: gateway.Config, base: Path) -> str:
-    """What the node has, in a few words. `base`: where relative paths start.
+    """Return what the node has, in a few words. `base`: where relative paths start.
 
-    Raises NodeError with what to do, OSError for a token or certificates that can't be read.
+    Raises NodeError with a remedy, OSError for a token or certificates that can't be read.
     """
     token = read_token(node, base)
     tls = trusting(authorities(config, node), base)

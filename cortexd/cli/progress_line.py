@@ -1,4 +1,4 @@
-"""One line of a terminal that is redrawn while something takes its time."""
+"""A line of a terminal that is redrawn while a command runs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CLEAR: Final = "\r\x1b[K"
 
 
 class ProgressBar:
-    """A bar that never goes back, before a text; together never wider than the terminal."""
+    """A bar before a text, never wider than the terminal. The bar never goes back."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._fraction: float | None = None
 
     def reset(self) -> None:
-        """Begin again: something else is under way."""
+        """Begin again, for another task."""
         self._fraction = None
 
     def line(self, fraction: float | None, text: str) -> str:
-        """The line. fraction: 0 to 1; None: unknown, which is shown as such until it is known."""
+        """Return the line. fraction: 0 to 1; None: unknown, shown as `?` until it is known."""
         if fraction is not None:
             self._fraction = max(min(fraction, 1.0), self._fraction or 0.0)
         width = BAR if self._screen.width is None else max(4, min(BAR, self._screen.width // 4))
@@ -39,9 +39,9 @@ class ProgressBar:
 
 
 def run_quietly(command: Sequence[str], text: str) -> int:
-    """Run a command behind one line of text; its output goes to stderr only if it fails.
+    """Run a command behind one line of text; show its output on stderr only if it fails.
 
-    On a terminal the line has a spinner and the seconds that it took. Returns the exit status.
+    On a terminal the line has a spinner and the seconds so far. Returns the exit status.
     """
     screen, is_terminal = Screen.of(sys.stdout), sys.stdout.isatty()
     if not is_terminal:

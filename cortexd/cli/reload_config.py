@@ -26,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0 when the configuration is in use."""
+    """Return 0 if the configuration is in use."""
 
     async def ask(gateway: aiohttp.ClientSession) -> operators.Answer:
         return await operators.post(gateway, "reload", body={})
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def changes(answer: dict[str, Any]) -> str:
-    """What a reload changed, a line each. Raises NoGateway."""
+    """Return what a reload changed, one line each. Raises NoGateway."""
     try:
         changed = [str(each) for each in answer["changed"]]
         later = [str(each) for each in answer["restart"]]

@@ -98,11 +98,12 @@ def _run(command: list[str]) -> int:
 def install(
     requirements: Iterable[str], say: Say = _quiet, run: Callable[[list[str]], int] = _run
 ) -> None:
-    """Have pip install what `missing` named.
+    """Have pip install the packages that `missing` named.
 
-    say: gets each command before it runs. run: runs one, and returns its exit status; the default
-    shows pip's own progress. Raises SampleError, with the commands to run by hand,
-    when there is no pip here or it fails, and KeyError for a requirement of no sample.
+    say: called with each command before it runs. run: runs one, and returns its exit status; the
+        default shows pip's own progress.
+    Raises SampleError, with the commands to run by hand, if there is no pip here or it fails, and
+    KeyError for a requirement of no sample.
     """
     wanted = [_REQUIREMENTS[each] for each in requirements]
     if wanted and importlib.util.find_spec("pip") is None:

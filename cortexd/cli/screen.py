@@ -58,7 +58,7 @@ class Screen(NamedTuple):
         return on * full + off * (width - full)
 
     def fitted(self, text: str) -> str:
-        """A text cut to one line: a column less than there are, so that no terminal wraps it."""
+        """Return a text cut to one line, a column less than the terminal has: it never wraps."""
         return text if self.width is None else self._cut(text, max(self.width - 1, 1))
 
     def wrapped(self, text: str) -> str:

@@ -68,19 +68,19 @@ def read_settings(path: Path) -> Settings:
     try:
         tokens = read_tokens(config, path.parent)
         return Settings(config, tokens, read_certificates(config, path.parent))
-    except OSError as error:  # it was good a moment ago
+    except OSError as error:  # it was valid a moment ago
         raise ConfigError(path, [Mistake("", str(error))]) from error
 
 
 def reread_settings(path: Path) -> Settings:
-    """As `read_settings`, with the warnings in the log. Raises ConfigError."""
+    """Read the settings again, and log the warnings. Raises ConfigError."""
     settings = read_settings(path)
     log_warnings(settings.config)
     return settings
 
 
 def log_warnings(config: Config, listen: str | None = None) -> None:
-    """Log what an operator should know of a configuration, a line each."""
+    """Log the warnings about a configuration, one line each."""
     from cortexd.config.check_warnings import gateway_warnings
     from cortexd.config.source import spelt
 

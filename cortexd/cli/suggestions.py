@@ -1,4 +1,4 @@
-"""Which model or node was probably meant, by the names that a gateway has."""
+"""Suggests the model or node that was probably meant, from the names that a gateway has."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LISTS: Final = {
 async def add_suggestion(
     gateway: aiohttp.ClientSession, args: argparse.Namespace, answer: dict[str, Any]
 ) -> None:
-    """Add `Did you mean …?` to an answer that knows no such model or node, where one is like it.
+    """Add `Did you mean …?` to a refusal of an unknown model or node, if a known name is like it.
 
-    Lists that can't be had change nothing.
+    If the known names can't be read, nothing is added.
     """
     holder = answer.get("error", answer)
     if not isinstance(holder, dict) or holder.get("code") not in _LISTS:

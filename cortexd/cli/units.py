@@ -99,9 +99,9 @@ def packaged(root: Path) -> Path | None:
 
 
 def hidden(paths: Sequence[Path]) -> str | None:
-    """Why a service does not see what lies at `paths`; None: it does.
+    """Return why a service can't see a file at `paths`; None: it sees all of them.
 
-    A link counts where it lies and where it leads: a virtual environment's Python is one.
+    Both a link and its target count: a virtual environment's Python is a link.
     """
     for path in paths:
         for place in (path, path.resolve()):
@@ -112,7 +112,7 @@ def hidden(paths: Sequence[Path]) -> str | None:
 
 
 def unreadable(paths: Sequence[Path]) -> str | None:
-    """Why a service may not read what lies at `paths`; None: it may. Raises OSError."""
+    """Return why a service may not read a file at `paths`; None: it may. Raises OSError."""
     for path in paths:
         real = path.resolve()
         for step in (real, *real.parents):

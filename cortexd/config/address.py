@@ -8,7 +8,7 @@ ALLOWED = 'host:port, like "0.0.0.0:8080", "[::1]:8080" or ":8080" for every int
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """ "0.0.0.0:8080" → ("0.0.0.0", 8080). Raises ValueError.
+    """Return the host and port of "0.0.0.0:8080". Raises ValueError.
 
     No host means every interface, IPv4 and IPv6; so does "[::]".
     """
@@ -22,7 +22,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether only one of the two can be listened on. False where either is not host:port."""
+    """Return whether the two can't both be listened on. False if either is not host:port."""
     try:
         (host, port), (other_host, other_port) = parse_listen(one), parse_listen(other)
     except ValueError:
@@ -36,7 +36,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 def listen_host(text: str) -> str:
-    """The host of an address to listen at, in lower case; "": it names none."""
+    """Return the host of an address to listen at, in lower case; "": it names none."""
     try:
         return "" if text.startswith(UNIX) else parse_listen(text)[0].lower()
     except ValueError:
@@ -59,7 +59,7 @@ MAX_UNIX = 107  # bytes of a path that the kernel takes
 
 
 def unix_path(text: str) -> str | None:
-    """ "unix:/run/x.sock" → "/run/x.sock", with "~" expanded; None: it is no socket file.
+    """Return the path of "unix:/run/x.sock", with "~" expanded; None: it is no socket file.
 
     Raises ValueError.
     """

@@ -59,7 +59,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def load_name(self) -> str:
-        """What a node is asked to load: `source:id`, or the id alone."""
+        """The id to send to a node in a load request: `source:id`, or the id alone."""
         return f"{self.source}:{self.id}" if self.source else self.id
 
     @property

@@ -1,4 +1,4 @@
-"""Which certificate authorities the nodes' certificates are checked against.
+"""The certificate authorities that nodes' certificates are checked against.
 
 The system's, those of `[upstream] ca_file`, and, for one node, those of its own `ca_file`: each
 file adds to the others and replaces nothing.
@@ -17,11 +17,11 @@ from cortexd.config.gateway import Config, Neuron
 
 
 class Certificates(msgspec.Struct, frozen=True):
-    """What the files held when they were read.
+    """The authorities as they were when the files were read.
 
-    common: for nodes without a file of their own; None: nothing was read, since none of them has
-        an https endpoint.
-    own: node → what holds for it instead.
+    common: for nodes without a file of their own; None: no file was read, since none of them has an
+        https endpoint.
+    own: node → its own authorities.
     contents: file as it is named in the configuration → its bytes.
     """
 
@@ -30,7 +30,7 @@ class Certificates(msgspec.Struct, frozen=True):
     contents: Mapping[str, bytes] = {}
 
     def of(self, node: str) -> ssl.SSLContext | None:
-        """Return what the certificate of a node is checked with; None: the system's authorities."""
+        """Return the context that checks a node's certificate; None: the system's authorities."""
         return self.own.get(node, self.common)
 
 
@@ -62,7 +62,7 @@ def read_certificates(config: Config, base: Path) -> Certificates:
 
 
 def authorities(config: Config, node: Neuron | None = None) -> tuple[str, ...]:
-    """Return the files that hold for a node, or for nodes that have none of their own."""
+    """Return the files that apply to a node, or to nodes that have none of their own."""
     files = (config.upstream.ca_file, None if node is None else node.ca_file)
     return tuple(file for file in files if file is not None)
 

@@ -94,7 +94,7 @@ def _tokens(before: Settings, after: Settings) -> Iterator[str]:
 
 
 def _certificates(before: Settings, after: Settings) -> Iterator[str]:
-    """Files that are named as before and hold something else."""
+    """Yield the files that are named as before and whose content has changed."""
     old, new = before.certificates.contents, after.certificates.contents
     for file in sorted(old.keys() & new.keys()):
         if old[file] != new[file]:

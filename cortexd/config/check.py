@@ -23,7 +23,7 @@ from cortexd.config.source import Loaded, Source, load
 
 MAX_NAME = 128  # characters of a node's name or a model's id
 
-# Applications in a browser's clothes have schemes of their own, and may have any host of these.
+# Applications with an embedded browser have schemes of their own, and may have any host of these.
 _ORIGIN = re.compile(
     r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(?:[0-9]{1,5}|\*))?"
     r"|(?!https?:)[a-z][a-z0-9+.-]*://(?:\*|[a-z0-9._-]*(?::(?:[0-9]{1,5}|\*))?)"
@@ -52,9 +52,9 @@ def read_gateway(
     with_files: bool = True,
     with_directories: bool = False,
 ) -> Loaded[gateway.Config]:
-    """The same as it was written, and where each value came from.
+    """Return the configuration, and where each value came from.
 
-    with_directories: also report directories that don't exist, which a gateway starts without.
+    with_directories: also report directories that don't exist, without which a gateway starts.
     Raises ConfigError.
     """
 
@@ -89,10 +89,10 @@ def read_neuron(
     with_files: bool = True,
     with_directories: bool = False,
 ) -> Loaded[neuron.Config]:
-    """The same, and where each value came from.
+    """Return the configuration, and where each value came from.
 
-    with_directories: also report directories and model files that don't exist, which a neuron
-    starts without. Raises ConfigError.
+    with_directories: also report directories and model files that don't exist, without which a
+    neuron starts. Raises ConfigError.
     """
 
     def check(config: neuron.Config, source: Source) -> Iterator[Problem]:

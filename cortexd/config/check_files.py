@@ -1,6 +1,6 @@
-"""Whether the files and directories that a configuration names are there.
+"""Checks that the files and directories that a configuration names exist.
 
-Only `cortexd check` asks: a daemon starts without them, since a disk may be mounted later.
+Only `cortexd check` does so: a daemon starts without them, since a disk may be mounted later.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from cortexd.config.source import Source
 
 
 def gateway_files(config: gateway.Config, source: Source) -> Iterator[Problem]:
-    """Mistakes in the gateway's paths. Secrets and certificates are checked elsewhere."""
+    """Yield mistakes in the gateway's paths. Secrets and certificates are checked elsewhere."""
     directory = config.gateway.state_dir
     if directory is not None:
         yield from _creatable(("gateway", "state_dir"), located(source.path.parent, directory))
 
 
 def neuron_files(config: neuron.Config, source: Source) -> Iterator[Problem]:
-    """Mistakes in the neuron's paths, model files included. A default path may be missing."""
+    """Yield mistakes in the neuron's paths, model files included. A default path may be missing."""
     base = source.path.parent
     directories = [located(base, each) for each in config.paths.models]
     if str(source.origin(("paths", "models"))) != "default":
@@ -47,7 +47,7 @@ def _directory(key: KeyPath, path: Path) -> Iterator[Problem]:
 
 
 def _creatable(key: KeyPath, path: Path) -> Iterator[Problem]:
-    """cortexd creates the last part of such a path itself, but no more: that would hide typos."""
+    """Check a directory that cortexd creates; its parent must exist, so that typos are found."""
     kind = _kind(path)
     if kind == "file":
         yield Problem(key, f"{path} is no directory", "a directory")
@@ -70,7 +70,7 @@ _NOWHERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, er
 
 
 def _kind(path: Path) -> str:
-    """`missing`, `directory`, `file`, or `hidden` where this user may not look."""
+    """Return `missing`, `directory`, `file`, or `hidden` if this user may not look."""
     try:
         mode = path.stat().st_mode
     except ValueError:  # a NUL in its name

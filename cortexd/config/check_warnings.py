@@ -1,4 +1,4 @@
-"""What a configuration can be used with, but an operator should know."""
+"""Warnings about a configuration that is usable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cortexd.config.decode import Problem, did_you_mean, quoted
 
 
 def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Iterator[Problem]:
-    """The warnings about a gateway's configuration that was checked.
+    """Yield the warnings about a gateway's valid configuration.
 
     listen: where it listens, if that is not where the configuration says.
     """
@@ -34,7 +34,7 @@ def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Itera
 
 
 def alias_warnings(config: gateway.Config) -> Iterator[Problem]:
-    """The warnings about aliases of models that the catalogue does not list.
+    """Yield the warnings about aliases of models that the catalogue does not list.
 
     Not for a gateway that runs: it knows which models its nodes have.
     """
@@ -49,7 +49,7 @@ def alias_warnings(config: gateway.Config) -> Iterator[Problem]:
 
 
 def neuron_warnings(config: neuron.Config) -> Iterator[Problem]:
-    """The warnings about a node agent's configuration that was checked."""
+    """Yield the warnings about a node agent's valid configuration."""
     where = config.neuron.listen
     if config.neuron.token_file is None and not _is_loopback(where):
         yield Problem(
@@ -61,7 +61,7 @@ def neuron_warnings(config: neuron.Config) -> Iterator[Problem]:
 
 
 def _is_loopback(listen: str) -> bool:
-    """Whether only this machine reaches it: a loopback address, or a socket file."""
+    """Return whether only this machine reaches it: a loopback address, or a socket file."""
     try:
         host, _ = parse_listen(listen)
     except ValueError:

@@ -11,9 +11,9 @@ from cortexd.config.gateway import Config
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """A configuration that was checked, and the secrets that it names.
+    """A valid configuration, and the secrets that it names.
 
-    tokens: node → the bearer token of its neuron. certificates: whom to trust behind https.
+    tokens: node → the bearer token of its neuron. certificates: the authorities to trust.
     """
 
     config: Config

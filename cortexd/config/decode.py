@@ -68,7 +68,7 @@ def decode(document: dict[str, Any], kind: type[T]) -> tuple[T, list[Problem]]:
 
 
 def sound(found: Iterable[Problem], wrong: Iterable[Problem]) -> list[Problem]:
-    """Of `found` those that don't rest on a key that is in `wrong`."""
+    """Return the mistakes that don't depend on a key in `wrong`."""
     keys = [problem.key for problem in wrong]
 
     def is_wrong(key: KeyPath) -> bool:
@@ -170,7 +170,7 @@ class _Decoder:
         if not isinstance(found, list):
             return self._mismatch(found, words(kind), path)
         values = [self.value(each, inner, (*path, i)) for i, each in enumerate(found)]
-        # Those that are wrong keep their place: further checks name the others by their numbers.
+        # Invalid entries keep their place: further checks refer to the others by their numbers.
         return get_origin(kind)(_stand_in(inner) if it is _BROKEN else it for it in values)
 
     def _bounded(self, found: Any, kind: Any, bound: Bound, path: KeyPath) -> Any:
@@ -204,7 +204,10 @@ class _Decoder:
 
 
 def _leaves(parts: tuple[str, ...], nested: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The keys below `parts` that hold no table: `gpt-3.5-turbo = …` is a table `gpt-3` to TOML."""
+    """Return the keys below `parts` that hold no table.
+
+    TOML reads `gpt-3.5-turbo = …` as a table `gpt-3`.
+    """
     for part, value in nested.items():
         if isinstance(value, dict) and value:
             yield from _leaves((*parts, part), value)
@@ -213,7 +216,7 @@ def _leaves(parts: tuple[str, ...], nested: dict[str, Any]) -> Iterator[tuple[st
 
 
 def _stand_in(kind: Any) -> Any:
-    """An empty value in the place of one that is wrong."""
+    """Return an empty value in place of an invalid one."""
     kind, _ = bare(kind)
     if is_table(kind):
         required = [field for field in msgspec.structs.fields(kind) if field.required]

@@ -33,10 +33,10 @@ def add_neuron(
     environ: Mapping[str, str],
     confirm: Callable[[Config], None] | None = None,
 ) -> None:
-    """Add it behind the neurons that are there, or else at the end of the file.
+    """Add a node after those that are there, or else at the end of the file.
 
     confirm: called with the new configuration before it is written; may raise CantEdit.
-    Raises ConfigError for what is wrong with the result, CantEdit, OSError.
+    Raises ConfigError for mistakes in the result, CantEdit, OSError.
     """
     text = _read(path)
     document = tomlkit.document()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def expanded(name: str) -> Path:
-    """`name` as a path; a leading `~` or `~user` is that user's home directory."""
+    """Return `name` as a path; a leading `~` or `~user` is that user's home directory."""
     try:
         return Path(name).expanduser()
     except RuntimeError:  # no such user, or no home: taken literally, and not found by that name
@@ -15,7 +15,7 @@ def expanded(name: str) -> Path:
 
 
 def located(base: Path, name: str) -> Path:
-    """The path called `name`: `~` is expanded, and relative paths start at `base`."""
+    """Return the path called `name`: `~` is expanded, and relative paths start at `base`."""
     return base / expanded(name)
 
 
@@ -41,7 +41,7 @@ def is_there(path: Path) -> bool:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why a file can't be opened, in the same words on every version of Python."""
+    """Return why a file can't be opened, in the same words on every version of Python."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return "its name holds a NUL byte"

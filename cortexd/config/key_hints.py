@@ -1,4 +1,4 @@
-"""What to do about a name that TOML does not take as one key: put it in quotes."""
+"""Hints for names that TOML does not take as one key: put them in quotes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DOTTED: Final = re.compile(r"[A-Za-z0-9_-]+(?:\s*\.\s*[A-Za-z0-9_-]+)*")
 
 
 def syntax_hint(text: str, line: int) -> str:
-    """What to say besides about the line (from 1) at which a TOML parser gave up; "": nothing."""
+    """Return a hint on the line (from 1) at which a TOML parser gave up; "": none."""
     lines = text.split("\n")
     found = _NAME.match(lines[line - 1]) if line <= len(lines) else None
     if found is None:

@@ -27,8 +27,11 @@ class SecretError(OSError):
 
 
 def secret_file(name: str, base: Path, environ: Mapping[str, str]) -> Path:
-    """Where the secret called NAME lies: a bare name is a credential of the service manager's if
-    there is one of that name; else see `located`."""
+    """Return where the secret called NAME lies.
+
+    A bare name is a credential of the service manager's if there is one of that name; else see
+    `located`.
+    """
     if (directory := environ.get(CREDENTIALS)) and name == Path(name).name:
         credential = Path(directory) / name
         if credential.exists():
@@ -78,7 +81,7 @@ def read_token(
 
 
 def token_source(neuron: gateway.Neuron, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return where the token of a node comes from: a variable or its token_file; None: nowhere."""
+    """Return where a node's token comes from: a variable or its token_file; None: it has none."""
     name = variable(neuron.name)
     return name if name in environ else neuron.token_file
 

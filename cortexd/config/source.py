@@ -70,7 +70,7 @@ class ConfigError(Exception):
 
 
 class NoConfiguration(ConfigError):
-    """No file was named, and none is where one is looked for. places: where that is."""
+    """No configuration was named, and none is in the usual places. places: the paths tried."""
 
     def __init__(self, places: Sequence[Path]) -> None:
         super().__init__(places[0], [])
@@ -159,7 +159,7 @@ class Source:
         return [self._located(problem) for problem in problems]
 
     def lines(self, problems: Iterable[Problem]) -> list[str]:
-        """A line for each, as a ConfigError would have it."""
+        """Return each problem as a line, in the form that ConfigError has."""
         return [_told(self.path, mistake) for mistake in self.located(*problems)]
 
     def refusal(self, problems: Iterable[Problem]) -> ConfigError | None:

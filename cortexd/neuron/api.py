@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 MAX_MANAGEMENT_BODY: Final = 64 << 10  # bytes of one management call
 _MAX_MANAGEMENT: Final = 1 << 20  # bytes of all of them at one time
 
-# Engines read dots and escapes in a path in their own way: none pass. None of ours keeps responses.
+# Engines read dots and escapes in a path differently: none pass. Our engines store no response.
 _INFERENCE: Final = re.compile(
     r"/v1/(?!responses/(?!input_tokens$))[A-Za-z0-9_/-]+"
     r"|/rerank|/tokenize|/detokenize|/apply-template"
@@ -203,9 +203,9 @@ class Api:
         return _json(wire.StatusAnswer(wire.UNLOADED))
 
     async def _managed(self, request: web.BaseRequest, decoder: msgspec.json.Decoder[T]) -> T:
-        """Read a call that changes something. Raises Refusal.
+        """Read a management call. Raises Refusal.
 
-        No page of another origin can send JSON without asking first, which nothing here allows.
+        A page of another origin can send JSON only after a preflight, which nothing here allows.
         """
         if request.content_type != "application/json":
             raise Refusal(

@@ -1,5 +1,7 @@
-"""What this host could load, as its directories are now: looked through again and again, off the
-loop. Knows names only; which file is meant by one is `library`'s to say.
+"""The models that this host could load, by the files in its directories.
+
+The directories are scanned regularly, off the loop. Only names are known here; `library` decides
+which file a name means.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from cortexd.wire.neuron import MAX_LOADABLE, Loadable
 
 log = logging.getLogger(__name__)
 
-RESCAN: Final = 10.0  # seconds between two looks
-WITHIN: Final = 2.0  # seconds that an answer waits for a look: a network mount may hang
+RESCAN: Final = 10.0  # seconds between two scans
+WITHIN: Final = 2.0  # seconds that an answer waits for a scan: a network mount may hang
 
 
 class FileList:
-    """The models that could be loaded here.
+    """The list of models that could be loaded here.
 
-    configured: models that are loaded from a path of their own, in whatever quant it is.
-    entries: None: there is no list, since there is too much, or it was not looked yet.
+    configured: models with a path of their own, in the quant of that file.
+    entries: None: there is no list, since it would be too long, or was not made yet.
     version: a text that changes with the entries; None without them.
     """
 
@@ -44,16 +46,16 @@ class FileList:
         self.version: str | None = None
 
     async def start(self) -> None:
-        """Look once, and then regularly."""
+        """Scan once, and then regularly."""
         await self.refresh()
         self._tasks.spawn("look for model files", self._keep_looking())
 
     async def close(self) -> None:
-        """Stop looking."""
+        """Stop scanning."""
         await self._tasks.close()
 
     async def refresh(self) -> None:
-        """Look now; a look that takes long goes on by itself."""
+        """Scan now; a scan that takes long goes on after this returns."""
         if self._look is None or self._look.done():
             self._look = self._tasks.spawn("look at model files", self._look_now())
         with suppress(TimeoutError):
@@ -81,7 +83,7 @@ class FileList:
             self.version = hashlib.blake2s(content, digest_size=8).hexdigest()
 
     def _list(self) -> list[Loadable] | None:
-        """Look through the directories. None: there is too much in them. Blocks."""
+        """Scan the directories. Return None if there is too much in them. Blocks."""
         found = library.loadable(self._directories)
         if found is None:
             return None
@@ -89,6 +91,6 @@ class FileList:
         for model in self._configured:
             if is_there(locate(self._directories, model.path)):
                 listed[model.id] = Loadable(model.id)
-            else:  # its path is what counts, whatever else is called like it
+            else:  # only its path counts, not another file of that name
                 listed.pop(model.id, None)
         return None if len(listed) > MAX_LOADABLE else [listed[name] for name in sorted(listed)]

@@ -21,7 +21,7 @@ _QUANT: Final = r"(?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP\d\w*|BF16|FP?\d+)"
 _ENDING: Final = re.compile(rf"(?:^|[-.])({_QUANT})$", re.IGNORECASE)
 _PART: Final = re.compile(r"-(\d{5})-of-\d{5}$")
 _PROJECTOR: Final = "mmproj"
-MAX_ENTRIES: Final = 50_000  # files and folders that are looked through for what could be loaded
+MAX_ENTRIES: Final = 50_000  # files and folders that are scanned for models
 
 
 def find(directories: Sequence[Path], name: str, quant: str | None = None) -> tuple[str, Path]:
@@ -48,8 +48,10 @@ def find(directories: Sequence[Path], name: str, quant: str | None = None) -> tu
 
 
 def loadable(directories: Sequence[Path]) -> dict[str, set[str]] | None:
-    """Every id that `find` has a file for, with the quants of its files in upper case ("" for a
-    name without one). None: there is more below these directories than is looked through."""
+    """Return every id that `find` has a file for, with the quants of its files.
+
+    Quants are in upper case, "" for a name without one. None: there are too many files.
+    """
     found: dict[str, set[str]] = {}
     left = MAX_ENTRIES
     for directory in directories:
@@ -69,7 +71,7 @@ def loadable(directories: Sequence[Path]) -> dict[str, set[str]] | None:
 
 
 def _look_into(folder: Path, seen: set[tuple[int, int]]) -> tuple[list[str], list[str]]:
-    """The names of the folders and of the files in a folder, unless it was looked into before."""
+    """Return the names of the folders and of the files in a folder; none if scanned before."""
     below: list[str] = []
     names: list[str] = []
     try:
@@ -93,7 +95,7 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def _note_names(found: dict[str, set[str]], parts: tuple[str, ...], stem: str) -> None:
-    """Add every id that a file of that stem, in the folder of those parts, is loaded by."""
+    """Add every id that loads a file of that stem in the folder of those parts."""
     if stem.startswith(_PROJECTOR):
         return
     found.setdefault("/".join((*parts, stem)), set()).add("")

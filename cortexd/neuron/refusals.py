@@ -12,4 +12,4 @@ LOAD_FAILED = Kind("load_failed", 500)
 LOAD_CANCELLED = Kind("load_cancelled", 503, retry_after=1)
 CUDA_UNAVAILABLE = Kind("cuda_unavailable", 503)
 INSUFFICIENT_VRAM = Kind("insufficient_vram", 507)
-MODEL_TOO_LARGE = Kind("model_too_large", 422)  # for this host, whatever is unloaded
+MODEL_TOO_LARGE = Kind("model_too_large", 422)  # for this host, whichever models are unloaded

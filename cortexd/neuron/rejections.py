@@ -1,4 +1,4 @@
-"""Logs who was refused for a missing or wrong token, without letting callers fill the log."""
+"""Logs callers that were refused for a missing or wrong token, without filling the log."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 PAUSE: Final = 60.0  # seconds between two lines about one address
-MAX_ADDRESSES: Final = 256  # that are remembered
-MAX_LINES: Final = 20  # in PAUSE seconds, about all addresses
+MAX_ADDRESSES: Final = 256  # addresses that are remembered
+MAX_LINES: Final = 20  # lines in PAUSE seconds, about all addresses
 
 
 class RejectionLog:
-    """One line for each address and minute, with the number of refusals that it stands for.
+    """Writes at most one line per address and minute, with the number of refusals since.
 
     now: monotonic seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._said: dict[str, float] = {}  # address → when, the oldest first
+        self._said: dict[str, float] = {}  # address → time of its last line, the oldest first
         self._unsaid: dict[str, int] = {}  # address → refusals since then
         self._window = float("-inf")
         self._lines = 0
 
     def note(self, address: str, call: str, *, has_token: bool) -> None:
-        """Take in one refusal.
+        """Record one refusal.
 
         address: of the caller. call: method and path. has_token: a token was sent.
         """

@@ -180,7 +180,7 @@ class Residency:
             try:
                 engine = await _wait_up(run)
             except Refusal as refusal:
-                if refusal.kind is MODEL_NOT_FOUND:  # the model is known here, only its file is not
+                if refusal.kind is MODEL_NOT_FOUND:  # the model is known here, its file is missing
                     raise Refusal(LOAD_FAILED, refusal.message) from refusal
                 raise
             run.serving += 1
@@ -305,7 +305,7 @@ class Residency:
         return run.engine
 
     async def _make_room(self, run: _Run, name: str, needed: int) -> None:
-        """Let the run in if it fits.
+        """Check that the run fits, and unload idle models for it.
 
         Raises Refusal (insufficient_vram, model_too_large) with the numbers.
         """

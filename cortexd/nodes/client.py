@@ -1,4 +1,4 @@
-"""Typed calls to a neuron. Whatever goes wrong is a NodeError in words an operator can act on.
+"""Typed calls to a neuron. Every fault is a NodeError in words that an operator can act on.
 
 The node's token is masked in everything that the node sends, before it is read.
 """
@@ -30,11 +30,11 @@ _decode_endpoint = msgspec.json.Decoder(wire.Endpoint)
 
 
 class NodeError(Exception):
-    """A neuron did not do what it was asked.
+    """A call to a neuron that failed.
 
     status: the HTTP status of its answer; None: there was no usable answer.
-    code: the machine-readable code in its answer, when it gave one.
-    words: what the neuron itself said, without a full stop at its end, else the message.
+    code: the machine-readable code in its answer, if it gave one.
+    words: the neuron's own message, without a full stop at its end, else ours.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ def _by_the_session() -> None:
 class NeuronClient:
     """The neuron at `base` (a URL without a trailing slash). `token` is its bearer token.
 
-    token_source: where that comes from, as people call it.
-    trusted: what its certificate is checked with from now on; None: what the session trusts.
+    token_source: where the token comes from, for messages.
+    trusted: checks its certificate from now on; None: the session's authorities do.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class NeuronClient:
         self._mask = mask_of(token)
 
     def masked(self, text: str) -> str:
-        """Return a text of the node's without its token."""
+        """Return a text of the node without its token."""
         return self._mask.text(text)
 
     async def discovery(self, timeout: float) -> wire.Discovery:
@@ -160,7 +160,7 @@ class NeuronClient:
 def outward_socket(
     is_own: Callable[[str, int], bool], address: aiohttp.AddrInfoType
 ) -> socket.socket:
-    """A socket for a connection to `address`, the socket factory of a session.
+    """Return a socket for a connection to `address`; a socket factory of a session.
 
     is_own: whether an IP address and port are a listener of this process. Raises OSError if so.
     """

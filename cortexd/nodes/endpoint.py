@@ -1,6 +1,6 @@
-"""Where inference for a node goes: the rule that turns a node's own word into a URL we may use.
+"""Turns the inference endpoint that a node names into a URL that the gateway may use.
 
-A neuron is trusted to run models, not to steer the gateway at other hosts. Loopback names mean
+A neuron is trusted to run models, not to send the gateway to other hosts. Loopback names mean
 the neuron's own host, since a host can't know its outside name; any other host must be the
 neuron's own or be allowed in the configuration. A neuron that is configured with https is never
 asked for inference in clear text.
@@ -19,10 +19,10 @@ class EndpointRefused(Exception):
 
 
 def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> str:
-    """`url` as the node gave it → a base URL without a trailing slash.
+    """Return the base URL to use for `url`, the node's own word, without a trailing slash.
 
-    neuron: the configured endpoint of that node, whose host stands in for loopback names, and whose
-        whole origin stands in for http on its own host if it is https.
+    neuron: the configured endpoint of that node. Its host replaces loopback names; its whole origin
+        replaces http on its own host if it is https.
     Raises EndpointRefused.
     """
     try:
@@ -61,7 +61,7 @@ def usable_endpoint(url: str, neuron: str, allowed_hosts: Collection[str]) -> st
 
 
 def port_hint(endpoint: str, neuron: str) -> str:
-    """Return a sentence on an endpoint that was not reached though the neuron is; "": no hint.
+    """Return a hint if an endpoint was not reached though the neuron is; "": none.
 
     The usual reason is a port mapping: the node names the port inside.
     """

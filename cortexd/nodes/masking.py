@@ -1,6 +1,6 @@
-"""Keeps a node's token out of the text that the node sends back: errors, reasons, names.
+"""Masks a node's token in the text that the node sends: errors, reasons, names.
 
-A node may echo what it was sent, in an error for instance. Everything that is read from a node
+A node may echo its input, in an error for instance. Everything that is read from a node
 passes here before it can reach a log, a refusal or an answer of the gateway.
 """
 
@@ -16,9 +16,9 @@ import msgspec
 
 MASK: Final = "***"
 
-# Characters from which on a secret is long enough not to be a part of a name by accident.
+# Length from which a secret is not a part of a name by accident.
 _LONG: Final = 12
-# Fields whose values are names that the gateway acts on: a short secret may well be a part of one.
+# Fields whose values are names that the gateway acts on: a short secret may be a part of one.
 _NAMES: Final = frozenset(
     {
         "capabilities",
@@ -37,11 +37,11 @@ _NAMES: Final = frozenset(
 )
 # Characters that a JSON string may hold as an escape sequence.
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._~-]+")
-_MIN_BASE64: Final = 8  # characters of base64 that are worth looking for
+_MIN_BASE64: Final = 8  # the least number of base64 characters to search for
 
 
 class SecretMask:
-    """Replaces a secret by `***`, also where it is spelt in base64 or percent-encoded.
+    """Replaces a secret by `***`, also if it is written in base64 or percent-encoded.
 
     secret: None or "" replaces nothing.
     """
@@ -66,7 +66,7 @@ class SecretMask:
 
         A body without the secret is returned as it is. What is not JSON is masked as text.
         """
-        if not any(probe in content for probe in self._probes):  # nearly always
+        if not any(probe in content for probe in self._probes):  # the usual case
             return content
         try:
             return msgspec.json.encode(self._masked(msgspec.json.decode(content)))
@@ -88,16 +88,16 @@ class SecretMask:
 
 @lru_cache(maxsize=1024)
 def mask_of(secret: str | None) -> SecretMask:
-    """Return the mask for a secret; the same one each time."""
+    """Return the mask for a secret, from a cache."""
     return SecretMask(secret)
 
 
 def _forms(secret: str) -> tuple[str, ...]:
-    """The spellings of a secret, the longest first."""
+    """Return the spellings of a secret, the longest first."""
     forms = {secret, quote(secret, safe="")}
-    for before in range(3):  # bytes of what is encoded with it, `Bearer ` or `user:` for instance
+    for before in range(3):  # bytes encoded before it, `Bearer ` or `user:` for instance
         raw = b"\0" * before + secret.encode()
-        # Only the characters that the secret alone decides.
+        # Only the characters that depend on the secret alone.
         start, end = (before * 8 + 5) // 6, len(raw) * 8 // 6
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             core = encode(raw).decode()[start:end]

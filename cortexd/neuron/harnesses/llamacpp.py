@@ -55,7 +55,7 @@ class LlamaCpp:
         return ["embedding" if model.args.get("embedding") else "text"]
 
     def estimate_mb(self, launch: Launch) -> int:
-        """The configured `vram_mb`, else the size of the file, in all its parts.
+        """Return the configured `vram_mb`, else the size of the file, in all its parts.
 
         Raises FileMissing, EngineError.
         """
