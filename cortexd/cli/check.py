@@ -15,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "check",
         help="check a configuration",
         description="Check the gateway's configuration, and the files that it names: every "
-        "mistake at once. Exit status 78 when there is one; a warning alone is none.",
+        "mistake at once. Exit status 78 if there is one; warnings do not change the status.",
         epilog="example: cortexd check --config ./etc/cortex.toml",
     )
     add_config_option(parser, "cortex.toml")

@@ -40,19 +40,21 @@ def _add_add(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("name", metavar="NAME", help="its name in logs, metrics and commands")
     parser.add_argument("url", metavar="URL", help="where its node agent listens")
     parser.add_argument(
-        "--token-file", metavar="FILE", help="a file with its bearer token, seen from here"
+        "--token-file",
+        metavar="FILE",
+        help="a file with its bearer token, relative to the current directory",
     )
     parser.add_argument(
         "--ca-file",
         metavar="FILE",
-        help="certificates to trust for it besides the system's, seen from here",
+        help="certificates to trust for it besides the system's, relative to the current directory",
     )
     parser.add_argument(
         "--weight",
         type=float,
-        help="its share of the work in proportion to the others (default: 1)",
+        help="its share of the requests in proportion to the others (default: 1)",
     )
-    parser.add_argument("--no-probe", action="store_true", help="add it without asking it")
+    parser.add_argument("--no-probe", action="store_true", help="do not ask the node first")
     add_config_option(parser, "cortex.toml")
     parser.set_defaults(run=add)
 
@@ -107,7 +109,7 @@ def add(args: argparse.Namespace) -> int:
         try:
             found = f"; it has {probe(node, config, path.parent)}"
         except NodeError as error:
-            raise CantEdit(f"{error}\nTo add it all the same: --no-probe") from error
+            raise CantEdit(f"{error}\nTo add it nevertheless: --no-probe") from error
 
     return edited(
         lambda: add_neuron(path, neuron, os.environ, None if args.no_probe else probe),

@@ -166,7 +166,7 @@ def _model_rows(node: Node, model: Model) -> list[Row]:
         remarks.append("is being unloaded, and gets nothing new")
     oldest = model.oldest_unanswered_seconds
     if oldest is not None and oldest >= UNANSWERED:
-        remarks.append(f"oldest request without a byte of an answer: {_age(oldest)}")
+        remarks.append(f"oldest unanswered request: {_age(oldest)}")
     if node.status == "down":
         style, status, remarks = "dim", f"{status}, but its node is down", []
     reported = "" if model.running is None else str(model.running)

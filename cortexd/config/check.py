@@ -276,7 +276,7 @@ def _names(source: Source, table: str, field: str, names: Iterable[str]) -> Iter
             first = source.origin((table, seen[name], field))
             yield Problem(
                 key,
-                f"{quoted(name)} stands here twice, first in {first}; choose another",
+                f"{quoted(name)} is used twice, first in {first}; choose another",
                 needs=((table, seen[name], field),),
             )
         seen.setdefault(name, number)

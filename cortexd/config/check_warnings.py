@@ -28,7 +28,7 @@ def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Itera
             hint = did_you_mean(profile.harness, neuron.HARNESSES)
             yield Problem(
                 ("models", number, "harness"),
-                f"{quoted(profile.harness)} is no harness of cortexd's own neuron "
+                f"{quoted(profile.harness)} is not a harness of cortexd's own neuron "
                 f"({', '.join(neuron.HARNESSES)}){hint or '; only a node that has it can load it'}",
             )
 

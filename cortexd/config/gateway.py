@@ -80,7 +80,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keepalive: how long a stream is silent, on a model that is loaded, before the gateway sends a
         keep-alive event, and again until the answer begins; "0s": never.
     retries: further attempts while nothing of an answer has been sent to the client.
-    ask_usage: have every stream say its token counts; who did not ask for them does not see them.
+    ask_usage: have every stream report its token counts; clients that did not ask get none.
     ca_file: certificates to trust for https endpoints besides the system's.
     """
 

@@ -30,7 +30,7 @@ def loss(entry: Entry, node: Node | None, moment: float, stale_after: float) -> 
     if node.epoch != entry.epoch and (words := _after_restart(entry, node, moment)) is not None:
         return words
     if entry.fraction is not None and _seconds_still(entry, node, stale_after) >= STALL:
-        return f"it stands still at {entry.fraction:.0%}"
+        return f"it makes no progress at {entry.fraction:.0%}"
     if entry.has_ended and not node.healthy:
         return f"the node is down: {node.trouble}"
     return None

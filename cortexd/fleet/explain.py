@@ -115,7 +115,7 @@ def _told(
             if placement.victims:
                 words += f", after {_names(placement.victims)} {_is(placement.victims)} unloaded"
             if placement.awaits_memory:
-                words += ", as soon as the memory of what was unloaded there is reported"
+                words += ", as soon as the node reports the memory of unloaded models"
             if placement.blockers:
                 words += f"; that waits for {_names(placement.blockers)} to be no longer needed"
             return "load", placement.node, None, words + "."
@@ -232,7 +232,7 @@ def _room(seen: Assessment, verdict: Verdict) -> list[str]:
         said.append(f"what it takes is not known (set vram_mb); {left} on {on}")
     elif seen.fits_soon:
         said.append(
-            "has room once the memory of what was unloaded there is reported: "
+            "has room once it reports the memory of unloaded models: "
             f"{seen.share:.0f} MiB needed on {on}, {left}"
         )
     elif seen.fits:

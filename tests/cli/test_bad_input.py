@@ -107,9 +107,7 @@ BAD = {
         "[[neurons]]\nendpoint = 'http://a:1'", ":1: neurons[0].name: missing"
     ),
     "a node without an endpoint": Bad("[[neurons]]\nname = 'a'", "neurons[0].endpoint: missing"),
-    "two nodes of one name": Bad(
-        NODE + NODE, ':5: neurons[1].name: "a" stands here twice, first in'
-    ),
+    "two nodes of one name": Bad(NODE + NODE, ':5: neurons[1].name: "a" is used twice, first in'),
     "an empty name": Bad(NODE.replace("'a'", "''"), ":2: neurons[0].name: found"),
     "a name with an escape": Bad(NODE.replace("'a'", '"\\u001b[2J"'), 'found "\\u001b[2J"'),
     "an endpoint that is no URL": Bad(NODE.replace("http://", ""), '(allowed: a URL like "http://'),
@@ -193,7 +191,7 @@ BAD = {
     "a node over there": Bad(WITH_MODELS, "DIR/models.toml:1: neurons: unknown key", models(NODE)),
     "one model in two files": Bad(
         WITH_MODELS,
-        'DIR/models.toml:2: models[0].id: "m" stands here twice, first in DIR/cortex.toml:4',
+        'DIR/models.toml:2: models[0].id: "m" is used twice, first in DIR/cortex.toml:4',
         models("[[models]]\nid = 'm'"),
     ),
 }

@@ -35,7 +35,7 @@ def ran(*arguments: str) -> int:
         ),
     ],
 )
-def test_what_is_unknown_is_status_2_with_a_suggestion(
+def test_unknown_argument_exits_2_with_a_suggestion(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert ran(*arguments) == 2

@@ -162,7 +162,7 @@ def test_an_environment_that_the_service_does_not_see_is_refused_before_any_plan
     assert installed(tmp_path) == {}
 
 
-def test_everything_that_the_service_runs_is_looked_at() -> None:
+def test_every_file_that_the_service_runs_is_checked() -> None:
     import cortexd
 
     _, needed = NEEDED()

@@ -63,7 +63,7 @@ async def test_node_that_does_not_answer_is_not_added(config: Path) -> None:
     assert "127.0.0.1:1" in content(config)
 
 
-async def test_what_does_not_answer_like_a_node_is_not_added(config: Path) -> None:
+async def test_server_that_is_no_node_is_not_added(config: Path) -> None:
     neuron = FakeNeuron()
     neuron.raw["/discovery"] = b"<html>"
     async with neuron.running():
@@ -106,7 +106,7 @@ async def test_node_with_a_certificate_of_its_own_authority_needs_a_ca_file(
     assert 'ca_file = "b.pem"\n' in content(config)
 
 
-async def test_token_file_is_relative_to_where_the_user_stands(
+async def test_token_file_argument_is_relative_to_the_current_directory(
     config: Path, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -120,7 +120,7 @@ async def test_token_file_is_relative_to_where_the_user_stands(
 async def test_name_that_is_taken_is_status_78_before_anything_is_asked(config: Path) -> None:
     status, _, err = await node(config, "add", "a", "http://127.0.0.1:1")
     assert status == 78
-    assert "stands here twice" in err
+    assert "is used twice" in err
     assert content(config) == TEXT
 
 

@@ -119,7 +119,7 @@ def test_it_fits_the_terminal(width: int) -> None:
 def test_old_request_without_an_answer_is_shown(age: float | None, shown: bool) -> None:
     model = Model("m", "loaded", in_flight=1, oldest_unanswered_seconds=age)
     text = drawn(Fleet([Node("a", "a:1", "up", models=[model])], [], Totals(1, 1)), Screen())
-    assert ("oldest request without a byte of an answer: 1 min" in text) is shown
+    assert ("oldest unanswered request: 1 min" in text) is shown
 
 
 def test_a_fleet_of_nobody_says_what_to_do() -> None:

@@ -97,7 +97,7 @@ def test_a_service_sees_no_home_and_no_temporary_directory(home: Path) -> None:
     assert trouble == (f"{home}/cortexd lies below {home}, which the service can't see ({setting})")
 
 
-def test_a_link_counts_where_it_lies_and_where_it_leads(
+def test_both_link_and_target_must_be_visible_to_the_service(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(units, "HIDDEN", (tmp_path / "home",))

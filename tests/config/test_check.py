@@ -13,8 +13,8 @@ A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
 @pytest.mark.parametrize(
     ("text", "path", "words"),
     [
-        (A + A, "neurons[1].name", '"a" stands here twice'),
-        ("[[models]]\nid='m'\n[[models]]\nid='m'", "models[1].id", '"m" stands here twice'),
+        (A + A, "neurons[1].name", '"a" is used twice'),
+        ("[[models]]\nid='m'\n[[models]]\nid='m'", "models[1].id", '"m" is used twice'),
         (
             A + "[[models]]\nid='m'\npinned_on=['b']",
             "models[0].pinned_on[0]",
@@ -158,7 +158,7 @@ def test_two_models_of_one_name_name_both_places(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_gateway(file, {})
     assert str(error.value) == (
-        f'{second}:3: models[0].id: "m" stands here twice, first in {file}:4; choose another'
+        f'{second}:3: models[0].id: "m" is used twice, first in {file}:4; choose another'
     )
 
 
@@ -214,7 +214,9 @@ def test_mistakes_of_shape_and_of_meaning_are_reported_in_one_round(tmp_path: Pa
         ("aliases = 1", "aliases"),
     ],
 )
-def test_a_mistake_is_not_the_ground_for_another(tmp_path: Path, text: str, path: str) -> None:
+def test_a_mistake_that_follows_from_another_is_not_reported(
+    tmp_path: Path, text: str, path: str
+) -> None:
     file = tmp_path / "cortex.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:

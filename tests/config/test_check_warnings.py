@@ -25,7 +25,7 @@ def test_a_listener_on_loopback_is_not_warned_about(listen: str) -> None:
     assert list(gateway_warnings(Config(gateway=Gateway(listen=listen)))) == []
 
 
-def test_the_place_that_is_really_listened_on_counts() -> None:
+def test_warning_is_about_the_real_listen_address() -> None:
     assert list(gateway_warnings(Config(), "unix:/run/cortexd.sock")) == []
     [warning] = gateway_warnings(Config(gateway=LOCAL), "[::]:8080")
     assert "[::]:8080" in warning.found
@@ -44,11 +44,13 @@ def test_a_harness_that_only_foreign_nodes_can_have_is_warned_about(
     config = Config(gateway=LOCAL, models=(Profile("m"), Profile("n", harness=harness)))
     [warning] = gateway_warnings(config)
     assert warning.key == ("models", 1, "harness")
-    assert warning.found == f'"{harness}" is no harness of cortexd\'s own neuron (llamacpp){words}'
+    assert (
+        warning.found == f'"{harness}" is not a harness of cortexd\'s own neuron (llamacpp){words}'
+    )
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:13131", ":13131", "[::]:1", "192.168.1.5:1", "gpu:1"])
-def test_a_neuron_that_anyone_can_reach_is_warned_of(listen: str) -> None:
+def test_neuron_beyond_loopback_without_token_is_warned_about(listen: str) -> None:
     [warning] = neuron_warnings(neuron.Config(neuron.Agent(listen=listen)))
     assert warning.key == ("neuron", "listen")
     assert f"anyone who can reach {listen} can load" in warning.found
@@ -57,7 +59,7 @@ def test_a_neuron_that_anyone_can_reach_is_warned_of(listen: str) -> None:
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:13131", "127.3.2.1:1", "[::1]:1", "localhost:1"])
-def test_a_neuron_on_loopback_is_not(listen: str) -> None:
+def test_neuron_on_loopback_is_not_warned_about(listen: str) -> None:
     assert not list(neuron_warnings(neuron.Config(neuron.Agent(listen=listen))))
 
 

@@ -104,7 +104,7 @@ def test_windows_lines_and_a_byte_order_mark_stay(tmp_path: Path, mark: bytes) -
 @pytest.mark.parametrize(
     ("neuron", "words"),
     [
-        (NEW | {"name": "a"}, '"a" stands here twice, first in FILE:3; choose another'),
+        (NEW | {"name": "a"}, '"a" is used twice, first in FILE:3; choose another'),
         (NEW | {"endpoint": "new:1"}, 'found "new:1" (allowed: a URL like'),
         (NEW | {"weight": -1.0}, "found -1.0 (allowed: a number, more than 0)"),
         (NEW | {"weight": float("nan")}, "found nan (allowed: a finite number)"),

@@ -74,10 +74,10 @@ async def reported_every(seconds: float, entry: Entry, until: float) -> str | No
 
 async def test_load_that_makes_no_progress_is_lost() -> None:
     assert await reported_every(2.0, under_way(), STALL - 10) is None
-    assert "stands still at 50%" in (await reported_every(2.0, under_way(), STALL + 10) or "")
+    assert "makes no progress at 50%" in (await reported_every(2.0, under_way(), STALL + 10) or "")
 
 
-async def test_time_that_a_host_slept_through_is_no_time_without_progress() -> None:
+async def test_suspended_time_does_not_count_as_time_without_progress() -> None:
     entry = under_way()
     assert await reported_every(2.0, entry, 100.0) is None
     later = seen_at(100_000.0, 0.5)
@@ -87,7 +87,7 @@ async def test_time_that_a_host_slept_through_is_no_time_without_progress() -> N
     assert loss(entry, later, 200_000.0, STALE) is None
 
 
-async def test_progress_counts_anew() -> None:
+async def test_progress_resets_the_time_without_progress() -> None:
     entry = under_way()
     assert await reported_every(2.0, entry, STALL - 10) is None
     moved = seen_at(STALL, 0.6)

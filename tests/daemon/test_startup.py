@@ -54,7 +54,7 @@ def test_a_daemon_reads_no_certificates_that_it_does_not_use_and_collects_later(
     }
 
 
-def test_aiohttp_still_reads_them_when_it_is_imported() -> None:
+def test_aiohttp_reads_the_default_certificates_at_import() -> None:
     """Else `startup` could go."""
     source = inspect.getsource(connector)
     assert "\n_SSL_CONTEXT_VERIFIED = _make_ssl_context(True)\n" in source

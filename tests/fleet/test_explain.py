@@ -170,17 +170,17 @@ def test_a_node_with_room_says_how_much_and_where() -> None:
     assert one.words == "has room: 18000 MiB needed on device 1, 24000 MiB free"
 
 
-def test_memory_that_is_coming_is_said() -> None:
+def test_explain_names_memory_that_is_coming() -> None:
     full = node("a", {"old": Model("old", "loaded", vram_used_mb=2000)}, free=(4000,))
     coming = FreedMemory({0: 16000.0}, {0: 4000.0}, {0: 16000.0}, NOW)
     said = told(full, models=(LARGE,), ledger=Ledger(freed={"a": coming}))
     assert said.words == (
-        "It would be loaded on a, device 0, as soon as the memory of what was unloaded there is "
-        "reported."
+        "It would be loaded on a, device 0, as soon as the node reports the memory of unloaded "
+        "models."
     )
     assert said.nodes[0].words == (
-        "has room once the memory of what was unloaded there is reported: 18000 MiB needed on "
-        "device 0, 4000 MiB free"
+        "has room once it reports the memory of unloaded models: 18000 MiB needed on device 0, "
+        "4000 MiB free"
     )
 
 

@@ -66,12 +66,12 @@ def test_a_resident_model_needs_no_file(status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["unloaded", "failed", "unknown"])
-def test_a_model_that_is_known_but_whose_file_is_gone_can_not_be_loaded(status: str) -> None:
+def test_configured_model_without_file_is_404(status: str) -> None:
     assert has_file(Profile("x"), node("a", {"x": status}, discovery=FILES)) is False
     assert has_file(Profile("m"), node("a", {"m": status}, discovery=FILES)) is True
 
 
-def test_a_down_node_is_taken_at_its_last_word() -> None:
+def test_last_file_list_of_a_down_node_holds() -> None:
     assert has_file(Profile("m"), node("a", up=False, discovery=FILES)) is True
     assert has_file(Profile("x"), node("a", up=False, discovery=FILES)) is False
 

@@ -112,7 +112,7 @@ def test_memory_that_is_coming_is_waited_for_before_anything_is_evicted() -> Non
     assert (found.node, found.has_room) == ("b", True)
 
 
-def test_memory_that_is_coming_is_no_more_than_once_for_one_model() -> None:
+def test_coming_memory_promised_to_another_model_does_not_count() -> None:
     ledger = Ledger(
         freed={"a": coming(6000)}, promises={("a", "other"): Promise({0: 9000.0}, None)}
     )
@@ -120,7 +120,7 @@ def test_memory_that_is_coming_is_no_more_than_once_for_one_model() -> None:
     assert (found.victims, found.awaits_memory) == (("x",), False)
 
 
-def test_with_memory_that_is_coming_fewer_have_to_leave() -> None:
+def test_coming_memory_reduces_the_models_to_unload() -> None:
     snapshot = fleet(full("a", "x", "y", "z", mb=21000))
     ledger = Ledger(last_access={("a", "x"): NOW - 30}, freed={"a": coming(5000)})
     assert len(placed(snapshot, Profile("m", vram_mb=14000), ledger).victims) == 1

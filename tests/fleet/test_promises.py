@@ -121,7 +121,7 @@ def test_memory_is_coming_until_it_is_reported() -> None:
     assert reported(part, {0: 11500.0}, 104.0, 0) is None
 
 
-def test_two_unloads_come_one_after_the_other() -> None:
+def test_memory_of_two_unloads_in_a_row_is_added() -> None:
     known = freed_by({0: 10000.0}, {0: 8000.0, 1: 4000.0})
     assert known.left == {0: 18000.0, 1: 4000.0}
     part = reported(known, {0: 12000.0, 1: 2000.0}, 5.0, 0)
@@ -139,7 +139,7 @@ def test_two_unloads_come_one_after_the_other() -> None:
     ],
     ids=["never", "only a part", "the node restarted"],
 )
-def test_memory_that_does_not_come_is_not_waited_for_for_ever(
+def test_memory_that_never_comes_is_given_up_after_its_bound(
     free: dict[int, float], at: float, epoch: int
 ) -> None:
     known = reported(freed_by({0: 10000.0}), free, 5.0, 0)

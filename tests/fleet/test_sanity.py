@@ -395,7 +395,7 @@ def test_an_id_may_be_as_long_as_what_can_be_asked_for() -> None:
     assert MAX_ID == MAX_MODEL_NAME
 
 
-def test_a_list_of_loadable_models_that_is_too_long_is_no_list() -> None:
+def test_list_of_loadable_models_that_is_too_long_is_dropped() -> None:
     many = [Loadable(f"m{number}") for number in range(MAX_LOADABLE + 1)]
     better, complaints = sane(seen(discovery=hardware(8, loadable=many)), None)
     assert better.discovery is not None

@@ -119,7 +119,7 @@ async def test_model_of_an_alias_may_be_on_a_node_that_has_not_answered(
         assert (await fleet.get("/v1/models/typo")).json["status"] == "missing"
 
 
-async def test_alias_that_leads_somewhere_is_not_mentioned(
+async def test_alias_with_a_known_model_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     aliases = {"good": "m", "own": "only"}

@@ -75,7 +75,7 @@ async def test_unknown_paths_are_counted_apart_from_refusals() -> None:
         ("HEAD", "/api/events", "GET, OPTIONS"),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, allow: str) -> None:
+async def test_wrong_method_is_405_with_allow(method: str, path: str, allow: str) -> None:
     async with running_fleet(a=FakeNeuron()) as fleet:
         async with fleet.client.request(method, fleet.url + path) as response:
             assert (response.status, response.headers["Allow"]) == (405, allow)

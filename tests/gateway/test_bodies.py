@@ -81,7 +81,7 @@ async def test_connections_that_declare_much_and_send_little_shut_nobody_out() -
         assert answer.status == 200
 
 
-async def test_a_body_that_finds_no_room_on_the_way_is_refused_and_gives_its_share_back() -> None:
+async def test_body_without_room_while_it_arrives_is_refused_and_releases_its_bytes() -> None:
     async with (
         small_fleet() as (fleet, bodies),
         client(fleet, b"Content-Length: 1000") as first,

@@ -84,7 +84,7 @@ async def test_a_body_that_is_not_what_it_announces_is_refused(encoding: str) ->
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
-async def test_a_bomb_ends_at_max_body(encoding: str) -> None:
+async def test_compressed_body_is_decoded_up_to_max_body_only(encoding: str) -> None:
     limits = Gateway(max_body=Size(1 << 20), max_buffered=Size(4 << 20))
     config = Config(polling=FAST, gateway=limits)
     async with running_fleet(a=FakeNeuron({"m": "loaded"}), config=config) as fleet:
@@ -99,7 +99,7 @@ async def test_a_bomb_ends_at_max_body(encoding: str) -> None:
         assert fleet.gateway._relay._bodies.held == 0
 
 
-async def test_what_is_decoded_counts_among_the_buffered_bodies() -> None:
+async def test_decoded_bytes_are_charged_to_max_buffered() -> None:
     limits = Gateway(max_body=Size(1 << 20), max_buffered=Size(1 << 20))
     config = Config(polling=FAST, gateway=limits)
     async with running_fleet(a=FakeNeuron({"m": "loaded"}), config=config) as fleet:

@@ -55,7 +55,7 @@ async def test_a_browser_may_ask_beforehand() -> None:
         assert (status, ALLOWED in headers) == (403, False)
 
 
-async def test_chromium_is_told_that_pages_of_the_internet_may_ask_here() -> None:
+async def test_preflight_allows_private_network_access() -> None:
     async with running_fleet(config=CONFIG) as fleet:
         asks = {"Access-Control-Request-Private-Network": "true"}
         _, headers = await preflight(fleet, "/v1/models", **asks)
@@ -74,7 +74,7 @@ async def test_chromium_is_told_that_pages_of_the_internet_may_ask_here() -> Non
         "http://localhost",
     ],
 )
-async def test_applications_and_development_servers_may_ask(page: str) -> None:
+async def test_origins_of_applications_and_of_any_port_can_be_listed(page: str) -> None:
     listed = ("app://obsidian.md", "chrome-extension://abcdef", "tauri://localhost")
     gateway = Gateway(cors_origins=(*listed, "http://localhost:*"))
     config = Config(polling=FAST, gateway=gateway)
@@ -101,7 +101,7 @@ async def test_applications_and_development_servers_may_ask(page: str) -> None:
         ("PUT", "/v1/chat/completions", 405),
     ],
 )
-async def test_a_page_that_may_ask_reads_every_answer(method: str, path: str, status: int) -> None:
+async def test_listed_page_can_read_every_answer(method: str, path: str, status: int) -> None:
     async with running_fleet(config=CONFIG) as fleet:
         assert (await preflight(fleet, path))[0] == 204
         for headers in ({"Origin": PAGE}, {}):
@@ -111,7 +111,7 @@ async def test_a_page_that_may_ask_reads_every_answer(method: str, path: str, st
                 assert answer.headers.get(ALLOWED) == headers.get("Origin")
 
 
-async def test_a_page_that_may_ask_hears_the_events() -> None:
+async def test_listed_page_can_read_the_event_stream() -> None:
     async with (
         running_fleet(config=CONFIG) as fleet,
         fleet.client.get(fleet.url + "/api/events", headers={"Origin": PAGE}) as answer,
@@ -138,7 +138,7 @@ async def test_no_other_page_may(page: str) -> None:
         assert ALLOWED not in (await from_page(fleet, page)).headers
 
 
-async def test_what_a_node_says_about_pages_is_not_passed_on() -> None:
+async def test_cors_fields_of_a_node_are_dropped() -> None:
     async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         return web.json_response({}, headers={ALLOWED: "*", "Access-Control-Max-Age": "1"})
 

@@ -141,7 +141,7 @@ def test_node_that_is_removed_in_the_middle_of_a_look_is_not_shown_again() -> No
     assert {where for _, where in known.series.pairs} == {"a"}
 
 
-def test_look_that_was_given_up_is_made_up_for() -> None:
+def test_interrupted_run_of_expect_is_completed_by_the_next() -> None:
     known = Known(node("a", {f"m{number}": "loaded" for number in range(50)}))
     looking = known.series.expect()
     next(looking)

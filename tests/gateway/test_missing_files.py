@@ -141,7 +141,7 @@ async def test_a_node_that_may_have_the_file_now_is_asked_again(
         assert len(fleet.loads("a")) == 2
 
 
-async def test_a_reload_of_the_configuration_has_it_asked_again() -> None:
+async def test_reload_makes_a_node_feasible_again() -> None:
     neuron = lacks_it(FakeNeuron())
     async with running_fleet(M, a=neuron) as fleet:
         assert (await fleet.ask()).status == 422
@@ -151,7 +151,7 @@ async def test_a_reload_of_the_configuration_has_it_asked_again() -> None:
         assert (await fleet.ask()).status == 200
 
 
-async def test_an_operator_has_it_asked_again_and_is_told_what_the_node_says() -> None:
+async def test_operator_load_asks_the_node_again_and_reports_its_words() -> None:
     neuron = lacks_it(FakeNeuron(discovery={"loadable": [{"id": "x"}]}))
     async with running_fleet(M, a=neuron) as fleet:
         body = {"node": "a"}

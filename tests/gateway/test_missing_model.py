@@ -89,7 +89,7 @@ async def test_requests_that_meet_a_lost_model_at_once_share_one_load() -> None:
         assert len(fleet.loads("a")) == 1
 
 
-async def test_model_that_nobody_has_any_more_is_refused_in_the_gateways_words() -> None:
+async def test_model_that_no_node_has_any_more_is_refused_by_the_gateway() -> None:
     node = FakeNeuron({"m": LOADED})
     serves_what_it_has(node)
     async with running_fleet(config=RARELY, a=node) as fleet:
@@ -129,7 +129,7 @@ async def test_node_that_refuses_every_lazy_start_is_not_asked_for_ever() -> Non
         assert len(node.inference) == 3
 
 
-async def test_other_replica_serves_what_one_node_lists_in_vain() -> None:
+async def test_another_replica_serves_a_model_that_one_node_lost() -> None:
     liar, other = FakeNeuron({"m": LOADED}), FakeNeuron({"m": LOADED})
 
     async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

@@ -222,7 +222,7 @@ def test_refusal_that_a_retry_can_not_help_has_a_status_that_clients_do_not_retr
         assert is_retried
 
 
-def test_what_only_an_operator_can_change_is_not_retried() -> None:
+def test_refusal_that_only_an_operator_can_cure_is_not_retried() -> None:
     assert not errors.NO_FEASIBLE_NEURON.should_retry
     assert not errors.ENDPOINT_REFUSED.should_retry
 

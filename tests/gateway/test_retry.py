@@ -177,7 +177,7 @@ async def test_node_that_still_lists_the_missing_model_is_passed_over(
     assert tries.query.tried == {"a"}
 
 
-async def test_error_of_another_kind_is_the_clients_to_read() -> None:
+async def test_other_error_answers_are_passed_to_the_client() -> None:
     assert attempts("b").judge(A, 404, b'{"detail":"Not Found"}') is None
 
 

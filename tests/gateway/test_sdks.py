@@ -93,7 +93,7 @@ async def test_openai_responses_read_over_it() -> None:
         assert events[-1].response.output_text == "hello"
 
 
-async def test_openais_responses_helper_reads_over_it() -> None:
+async def test_openai_responses_helper_skips_keep_alive_comments() -> None:
     async with (
         loading() as (fleet, neuron),
         openai_client(fleet) as client,
@@ -106,7 +106,7 @@ async def test_openais_responses_helper_reads_over_it() -> None:
 
 
 @pytest.mark.parametrize("has_role", [False, True])
-async def test_openais_chat_helper_reads_over_it(has_role: bool) -> None:
+async def test_openai_chat_helper_skips_the_empty_chunk(has_role: bool) -> None:
     """It puts deltas together: neither a role nor an id may come twice."""
     role = b'{"role": "assistant", "content": "'
     answer = CHAT.answer.replace(b'{"content": "', role, 1) if has_role else CHAT.answer

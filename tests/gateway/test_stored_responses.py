@@ -204,14 +204,14 @@ async def test_conversation_goes_on_elsewhere_when_its_node_serves_the_model_no_
         assert "not found" in second.json["error"]["message"]
 
 
-async def test_drained_node_still_gives_out_what_it_has() -> None:
+async def test_drained_node_still_serves_its_stored_responses() -> None:
     async with running_fleet(**pair()) as fleet:
         made = await make(fleet, "hi")
         fleet.gateway.registry.drain(made.headers["x-cortex-node"])
         assert (await send(fleet, "GET", f"/v1/responses/{made.json['id']}")).status == 200
 
 
-async def test_node_of_a_response_that_says_it_is_busy_is_not_passed_over() -> None:
+async def test_busy_node_of_a_response_is_not_replaced_by_another() -> None:
     nodes = pair()
     async with running_fleet(**nodes) as fleet:
         first = await make(fleet, "hi")
@@ -281,5 +281,5 @@ def test_id_of_a_response_is_found_in_its_first_bytes(head: bytes, expected: str
         (b'"previous_response_id"', None),
     ],
 )
-def test_response_that_a_request_continues(body: bytes, expected: str | None) -> None:
+def test_previous_response_id_is_read_from_a_request(body: bytes, expected: str | None) -> None:
     assert continued_response(body) == expected

@@ -193,7 +193,7 @@ async def reject(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_client_is_not_told_that_its_own_key_is_wrong_when_a_node_rejects_the_gateways(
+async def test_401_of_a_node_is_not_passed_on_to_the_client(
     tokens: dict[str, str], hint: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CORTEX_TOKEN__A", TOKEN)

@@ -73,7 +73,7 @@ def watch(
     return UpstreamWatch(registry, Requests(*requests), Current(Config(upstream=upstream)))
 
 
-async def test_quiet_request_is_ended_when_grace_is_over() -> None:
+async def test_request_without_bytes_ends_after_dead_node_grace() -> None:
     request = OneRequest()
     watch(request, unhealthy_since=NOW - 9.9).look(NOW)
     assert request.fault is None

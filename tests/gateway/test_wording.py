@@ -21,7 +21,7 @@ def message(answer: Answer) -> str:
     return text
 
 
-async def test_words_of_a_node_end_their_sentence_once() -> None:
+async def test_quoted_node_words_have_no_double_full_stop() -> None:
     async def fail(body: dict[str, Any]) -> web.Response:
         return web.json_response({"error": "It does not fit."}, status=500)
 
@@ -76,7 +76,7 @@ async def test_no_model_has_an_empty_name() -> None:
         assert answer.json["error"]["param"] == "model"
 
 
-async def test_a_stream_that_waits_for_its_turn_does_not_hear_of_a_load_that_has_ended(
+async def test_keep_alive_after_a_load_says_waiting_instead_of_loading(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     thought = asyncio.Event()

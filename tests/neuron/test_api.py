@@ -557,9 +557,7 @@ async def test_json_is_announced_to_the_engine_as_json_and_without_its_byte_orde
 
 @pytest.mark.parametrize("path", ["/models/load", "/models/unload"])
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_a_management_call_is_json_which_no_page_can_send_unasked(
-    path: str, kind: str
-) -> None:
+async def test_management_call_without_json_content_type_is_refused(path: str, kind: str) -> None:
     harness = FakeHarness()
     async with running_neuron(local("a"), harness=harness) as (neuron, session):
         await NeuronClient(session, neuron.url).load(LoadRequest("a"))

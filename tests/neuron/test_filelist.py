@@ -14,7 +14,7 @@ from tests.neuron.engines import FakeHarness, local, running_neuron
 from tests.waiting import GUARD, eventually
 
 
-async def test_a_neuron_tells_what_it_could_load_and_when_that_changes(
+async def test_neuron_lists_loadable_models_and_changes_the_version_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filelist, "RESCAN", 0.01)
@@ -38,7 +38,7 @@ async def test_a_neuron_tells_what_it_could_load_and_when_that_changes(
         assert Loadable("c", [""]) in again.loadable
 
 
-async def test_a_list_that_is_too_long_is_none_and_said_once(
+async def test_file_list_that_is_too_long_is_dropped_and_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(filelist, "MAX_LOADABLE", 2)

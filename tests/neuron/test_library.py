@@ -139,7 +139,7 @@ NAMES = st.sampled_from(
 
 
 @given(st.sets(NAMES, min_size=1))
-def test_what_is_listed_as_loadable_is_what_is_found(there: set[str]) -> None:
+def test_every_loadable_id_is_found_and_every_found_id_is_loadable(there: set[str]) -> None:
     with TemporaryDirectory() as root:
         tree(Path(root), *there)
         listed = library.loadable([Path(root) / "none", Path(root)])
@@ -154,7 +154,7 @@ def test_what_is_listed_as_loadable_is_what_is_found(there: set[str]) -> None:
                 library.find([Path(root)], name)
 
 
-def test_a_symlink_that_leads_back_up_is_looked_into_once(tmp_path: Path) -> None:
+def test_symlink_to_a_parent_directory_is_scanned_once(tmp_path: Path) -> None:
     tree(tmp_path, "org/m.gguf")
     (tmp_path / "org/up").symlink_to(tmp_path)
     listed = library.loadable([tmp_path])
@@ -162,7 +162,7 @@ def test_a_symlink_that_leads_back_up_is_looked_into_once(tmp_path: Path) -> Non
     assert set(listed) == {"org/m", "org"}
 
 
-def test_more_files_than_are_looked_through_are_no_list(
+def test_more_files_than_the_scan_limit_give_no_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree(tmp_path, *(f"{number}.gguf" for number in range(20)))

@@ -243,7 +243,7 @@ async def test_what_does_not_fit_is_refused_before_the_attempt_with_the_numbers(
         assert status(here, "b") == "gone"
 
 
-async def test_what_is_larger_than_the_host_is_refused_for_good() -> None:
+async def test_model_larger_than_the_host_is_422() -> None:
     harness = FakeHarness()
     harness.needed_mb = 1001
     async with residency(local("a"), harness=harness) as here:

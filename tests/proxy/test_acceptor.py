@@ -118,7 +118,7 @@ async def test_a_socket_file_is_accepted_from_too(tmp_path: Path) -> None:
         await accepted.close()
 
 
-async def test_without_descriptors_it_rests_and_says_so_once(
+async def test_acceptor_pauses_without_descriptors_and_logs_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accepting, "PAUSE", 3600)  # ended by hand
@@ -167,7 +167,7 @@ async def test_connections_that_wait_in_the_kernel_are_accepted_before_the_end()
         await accepted.close()
 
 
-async def test_at_a_shared_socket_they_are_left_to_who_holds_it_too() -> None:
+async def test_connections_at_a_shared_socket_are_left_to_the_other_process() -> None:
     sock = listening()
     with sock.dup() as other, ExitStack() as stack:
         accepted = Accepted(sock, is_shared=True)

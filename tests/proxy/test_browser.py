@@ -117,7 +117,7 @@ def test_a_cross_site_request_is_told_by_its_marks(
     assert foreign_origin(request, ("*",)) is None
 
 
-def test_other_clients_have_no_marks() -> None:
+def test_requests_without_browser_fields_are_not_screened() -> None:
     request = make_mocked_request("POST", "/", HERE | {"User-Agent": "curl"})
     assert not is_from_browser(request)
     assert foreign_origin(request, ()) is None
@@ -155,7 +155,7 @@ def test_a_host_is_told_by_whose_dns_can_name_it(field: str, own: bool, local: b
     assert (is_own_host(host), is_local_host(host)) == (own, local)
 
 
-def test_listed_hosts_are_taken_for_ones_own() -> None:
+def test_hosts_in_allowed_hosts_are_accepted() -> None:
     for allowed in (["llm.example"], ["*"]):
         assert is_own_host(host_name("LLM.example:443"), allowed)
         assert is_local_host(host_name("llm.example"), allowed)

@@ -191,7 +191,9 @@ SIZES = sorted({size + off for size in (1 << bit for bit in range(10, 21)) for o
 
 @pytest.mark.parametrize("is_trickled", [False, True], ids=["one-send", "trickled"])
 @pytest.mark.parametrize("answer", ["at-once", "waits", "streams"])
-async def test_a_body_that_has_arrived_is_owed_no_more(is_trickled: bool, answer: str) -> None:
+async def test_deadline_of_a_body_ends_when_the_body_has_arrived(
+    is_trickled: bool, answer: str
+) -> None:
     """Whatever its size, and whether or not aiohttp paused its parser on the way."""
     go_on = asyncio.Event()
 
@@ -304,7 +306,7 @@ async def test_a_cut_by_a_deadline_is_logged_with_the_deadline_and_the_peer(
     assert record.levelname == "INFO"
 
 
-async def test_the_end_of_an_idle_connection_is_not_worth_a_line(
+async def test_end_of_an_idle_connection_is_not_logged_at_info(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "cortexd.proxy")

@@ -36,7 +36,7 @@ BODIES = {
 
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_what_was_encoded_comes_out_in_bounded_pieces(kind: str, body: bytes) -> None:
+def test_decoder_yields_bounded_pieces(kind: str, body: bytes) -> None:
     encoding, encode = ENCODERS[kind]
     pieces = list(decoded(encoding, encode(body)))
     assert b"".join(pieces) == body
@@ -46,7 +46,7 @@ def test_what_was_encoded_comes_out_in_bounded_pieces(kind: str, body: bytes) ->
 
 
 @given(st.sampled_from(sorted(ENCODERS)), st.binary(), st.integers(0, 3000))
-def test_any_body_survives(kind: str, body: bytes, times: int) -> None:
+def test_any_body_decodes_to_what_was_encoded(kind: str, body: bytes, times: int) -> None:
     encoding, encode = ENCODERS[kind]
     assert b"".join(decoded(encoding, encode(body * times))) == body * times
 
@@ -85,7 +85,7 @@ def test_a_zstd_window_that_no_limit_sees_is_an_error() -> None:
         list(decoded("zstd", body))
 
 
-def test_the_output_of_a_bomb_is_made_only_as_it_is_taken() -> None:
+def test_compressed_body_is_decoded_only_as_its_output_is_read() -> None:
     pieces = decoded("gzip", gzip.compress(bytes(200 * PIECE)))
     assert [len(next(pieces)) for _ in range(3)] == [FIRST, PIECE, PIECE]
 

@@ -123,7 +123,7 @@ def test_event_has_the_first_token(path: str, event: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name", ['m","content":"x', '"text":"x"', '"delta":"x', "content", "é" * 100_000, "\\" * 99]
 )
-def test_name_of_a_model_is_no_token(path: str, name: str) -> None:
+def test_model_name_with_a_token_pattern_is_not_a_first_token(path: str, name: str) -> None:
     for text in spelt({"model": name, "choices": [], "type": "x"}):
         assert not FIRST_TOKEN[path].search(text)
 

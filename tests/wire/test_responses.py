@@ -93,7 +93,7 @@ def test_failure_finds_the_id_in_a_first_event_that_is_cut() -> None:
     assert last["sequence_number"] == 1
 
 
-def test_number_in_the_text_of_an_answer_is_none() -> None:
+def test_sequence_number_in_answer_text_is_ignored() -> None:
     text = {"delta": '"sequence_number": 99', "sequence_number": 4}
     (last,) = failed(created() + event("x", json.dumps(text).encode()))
     assert last["sequence_number"] == 5

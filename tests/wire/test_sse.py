@@ -43,7 +43,7 @@ def test_a_stream_without_events_is_not_collected_for_ever() -> None:
     assert passed >= 1_000_000 - MAX_EVENT - 1000
 
 
-def test_what_else_comes_with_the_usage_is_passed_on() -> None:
+def test_other_fields_of_the_usage_event_are_passed_on() -> None:
     remover = UsageRemover()
     event = b'data: {"id":"c","choices":[],"usage":{"prompt_tokens":7},"timings":{"a":1.50}}\n\n'
     assert remover.feed(event) == (
@@ -82,6 +82,6 @@ def test_blank_line_ends_only_an_event_that_has_data(
 
 
 @pytest.mark.parametrize("cut", [b"d", b"data:", b"data: "])
-def test_half_of_the_same_line_is_gone_on_with(cut: bytes) -> None:
+def test_event_after_half_of_its_own_first_line_completes_the_line(cut: bytes) -> None:
     said = b"data: 1\n\n" + cut
     assert said + after(said, b"data: E\n\n", is_whole=True) == b"data: 1\n\ndata: E\n\n"
