@@ -56,7 +56,7 @@ async def test_node_that_does_not_answer_is_not_added(config: Path) -> None:
     assert (status, out) == (1, "")
     assert err.startswith("Nothing was changed: b does not answer at http://127.0.0.1:1: ")
     assert "Is the node agent running there (cortexd neuron)" in err
-    assert err.endswith("To add it all the same: --no-probe\n")
+    assert err.endswith("To add it nevertheless: --no-probe\n")
     assert content(config) == TEXT
     status, out, _ = await node(config, "add", "b", "http://127.0.0.1:1", "--no-probe")
     assert status == 0
