@@ -130,3 +130,23 @@ def test_every_command_shows_an_example() -> None:
         r"^## cortexd (.*?)(?=^## |\Z)", documents()["cli.md"], re.MULTILINE | re.DOTALL
     ):
         assert "example: cortexd" in command
+
+
+LAYERS = (ROOT / "docs/architecture.md").read_text().partition("## Two rules")[0]
+
+
+def test_architecture_lists_every_module_in_the_section_of_its_package() -> None:
+    sections = {
+        package: text
+        for text in LAYERS.split("\n### ")[1:]
+        for package in re.findall(r"`([a-z]+)/`", text)
+    }
+    for path in (ROOT / "cortexd").rglob("*.py"):
+        if not path.stem.startswith("__"):
+            assert f"`{path.stem}`" in sections.get(path.parent.name, LAYERS), path
+
+
+def test_architecture_lists_no_module_that_does_not_exist() -> None:
+    modules = {path.stem for path in (ROOT / "cortexd").rglob("*.py")}
+    listed = set(re.findall(r"`([a-z_]+)`", LAYERS))
+    assert listed - modules <= {"decide", "help", "localhost"}  # what modules do, or are for
