@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
+
+from cortexd.config.nearest import nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,5 +54,5 @@ class Parser(argparse.ArgumentParser):
 
 def suggestion(found: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'load'?` if a known word is like the one that was found, else ""."""
-    near = difflib.get_close_matches(found, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(found, known)
+    return f"; did you mean {near!r}?" if near is not None else ""

@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+from cortexd.cli.screen import counted
 from cortexd.config import gateway
 from cortexd.config.certificates import authorities, trusting
 from cortexd.config.secrets import read_token
@@ -35,7 +36,7 @@ async def _ask(endpoint: str, token: str | None, tls: ssl.SSLContext) -> str:
         client = NeuronClient(session, endpoint, token=token)
         devices = (await client.discovery(TIMEOUT)).devices
         models = await client.models(TIMEOUT)
-    return f"{_count(len(devices), 'device')} and {_count(len(models), 'model')}"
+    return f"{counted(len(devices), 'device')} and {counted(len(models), 'model')}"
 
 
 def _advice(node: gateway.Neuron, error: NodeError, *, has_token: bool) -> str:
@@ -52,7 +53,3 @@ def _advice(node: gateway.Neuron, error: NodeError, *, has_token: bool) -> str:
         f"{node.name} does not answer at {node.endpoint}: {error}. Is the node agent running there "
         "(cortexd neuron), and does it listen on that address?"
     )
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -137,6 +137,11 @@ def plain(text: str) -> str:
     )
 
 
+def counted(number: int, name: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def _plain(cell: Cell | str) -> Cell:
     cell = Cell(cell) if isinstance(cell, str) else cell
     return cell._replace(text=plain(cell.text))

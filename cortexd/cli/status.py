@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from cortexd.cli import operators
-from cortexd.cli.screen import Cell, Screen
+from cortexd.cli.screen import Cell, Screen, counted
 
 if TYPE_CHECKING:
     import aiohttp
@@ -99,15 +99,15 @@ def _headline(fleet: Fleet) -> str:
     sums = fleet.totals
     if not sums.nodes:
         return "No neurons are configured; add a [[neurons]] table to the gateway's configuration."
-    nodes = f"{sums.up} of {_count(sums.nodes, 'node')} up"
+    nodes = f"{sums.up} of {counted(sums.nodes, 'node')} up"
     if sums.draining:
         nodes += f", {sums.draining} drained"
     if not fleet.settled:
         nodes += ", some not asked yet"
     memory = f"{_gib(sums.used_mb)} of {_gib(sums.total_mb)} GiB in use"
     return (
-        f"{nodes}; {_count(sums.devices, 'device')}, {memory}\n"
-        f"{_count(sums.loaded, 'model')} loaded; {_count(sums.in_flight, 'request')} in flight, "
+        f"{nodes}; {counted(sums.devices, 'device')}, {memory}\n"
+        f"{counted(sums.loaded, 'model')} loaded; {counted(sums.in_flight, 'request')} in flight, "
         f"{sums.waiting} waiting"
     )
 
@@ -221,7 +221,3 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"
     return "0 s"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import TYPE_CHECKING, Any, Final
+
+from cortexd.config.nearest import nearest
 
 if TYPE_CHECKING:
     import argparse
@@ -28,19 +29,21 @@ async def add_suggestion(
     holder = answer.get("error", answer)
     if not isinstance(holder, dict) or holder.get("code") not in _LISTS:
         return
+    import aiohttp
+
     arguments, path, key, field = _LISTS[holder["code"]]
     given = next((value for each in arguments if (value := getattr(args, each, None))), None)
     text = next((each for each in ("message", "words") if isinstance(holder.get(each), str)), None)
     if given is None or text is None:
         return
-    async with gateway.get(path) as listing:
-        try:
+    try:
+        async with gateway.get(path) as listing:
             known = [str(each[field]) for each in json.loads(await listing.read())[key]]
-        except (ValueError, TypeError, LookupError):
-            return
-    by_folded = {name.casefold(): name for name in known}
-    near = difflib.get_close_matches(given.casefold(), by_folded, n=1)
-    if not near:  # "qwen3-8b" for "Qwen/Qwen3-8B"
-        near = [name for name in by_folded if name.rpartition("/")[2] == given.casefold()][:1]
-    if near:
-        holder[text] += f" Did you mean {by_folded[near[0]]!r}?"
+    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError):
+        return
+    near = nearest(given, known)
+    if near is None:  # "qwen3-8b" for "Qwen/Qwen3-8B"
+        folded = given.casefold()
+        near = next((each for each in known if each.casefold().rpartition("/")[2] == folded), None)
+    if near is not None:
+        holder[text] += f" Did you mean {near!r}?"

@@ -6,7 +6,6 @@ once, so here the tables are walked by hand and msgspec only converts the single
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from typing import (
 import msgspec
 
 from cortexd.config.lines import KeyPath
+from cortexd.config.nearest import nearest
 from cortexd.config.units import AutoDuration, Bound, Duration, Size
 
 T = TypeVar("T")
@@ -85,8 +85,8 @@ def quoted(text: str) -> str:
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """`; did you mean "listen"?` when something known is like it, else nothing."""
-    near = difflib.get_close_matches(found.lower(), known, n=1)
-    return f"; did you mean {quoted(near[0])}?" if near else ""
+    near = nearest(found, known)
+    return f"; did you mean {quoted(near)}?" if near is not None else ""
 
 
 def without_none(kind: Any) -> Any:

@@ -102,6 +102,8 @@ class Outcomes:
     def _observed(self, name: str, seen: Observation) -> None:
         """Record loads that the node began by itself and that failed there, by its last poll."""
         ledger, snapshot = self._registry.ledger, self._registry.snapshot
+        if len(self._seen) > len(snapshot.nodes):  # some were removed
+            self._seen = {each: it for each, it in self._seen.items() if each in snapshot.nodes}
         models = snapshot.nodes[name].models
         if seen.models is None or (models is self._seen.get(name) and not ledger.failures):
             return

@@ -85,6 +85,8 @@ class Reservations:
 
         def has_gone() -> None:
             promises.update(freed(promises, (node, model), held, seen_by))
+            for each in [it for it, ended in self._unloaded.items() if _is_noticed(ended)]:
+                del self._unloaded[each]
             self._unloaded[node] = now()
             if coming and node in self._registry.snapshot.nodes:
                 known = unloaded(ledger.freed.get(node), coming, free, now(), host.epoch)
@@ -96,9 +98,7 @@ class Reservations:
     def was_just_unloaded(self, node: str) -> bool:
         """Return whether an unload there is so recent that the node may not have noticed."""
         ended = self._unloaded.get(node)
-        return node in self._registry.ledger.freed or (
-            ended is not None and now() - ended < NOTICED_WITHIN
-        )
+        return node in self._registry.ledger.freed or not (ended is None or _is_noticed(ended))
 
     def _look_for_freed(self, name: str) -> None:
         """Subtract the free memory that the node reports from what is known to be coming there."""
@@ -162,3 +162,8 @@ class Reservations:
                 has_changed = True
         if has_changed and self._measured is not None:
             self._measured()
+
+
+def _is_noticed(ended: float) -> bool:
+    """Whether a node has had its time to notice what an unload that ended then gave back."""
+    return now() - ended >= NOTICED_WITHIN

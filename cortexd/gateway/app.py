@@ -298,6 +298,8 @@ class Gateway:
         """Have everything follow other settings; nothing here waits."""
         self._roster.follow(settings, found, self._state.state.drained)
         self._relay.limit(settings.config.gateway)
+        for listener in self.listeners.all:
+            listener.server.limit_bodies(settings.config.gateway.max_body)
         if "security.allowed_inference_hosts" in found.keys:
             self._endpoints.forget()
         self._keep_footprints()

@@ -44,10 +44,8 @@ class DoorServer(Keeper):
     ) -> None:
         super().__init__(handler, refuse, max_body)
         self._max_connections = max_connections
-        slowest = max_body / SLOWEST_UPLOAD
-        if slowest > limits.body_total:
-            limits = replace(limits, body_total=slowest)
-        self._limits = limits
+        self._given = self._limits = limits
+        self.limit_bodies(max_body)
         self._doors: dict[Door, None] = {}  # in the order in which they were opened
         self._turned_away: dict[_TurnedAway, None] = {}
         self._were_idle: set[Door] = set()
@@ -79,6 +77,12 @@ class DoorServer(Keeper):
         self._are_gone.clear()
         self._sweeper.watch(door)
         return door
+
+    def limit_bodies(self, max_body: int) -> None:
+        """Give bodies of at most `max_body` bytes the time that they need, on new connections."""
+        self.max_body = max_body
+        total = max(self._given.body_total, max_body / SLOWEST_UPLOAD)
+        self._limits = replace(self._given, body_total=total)
 
     def forget(self, door: Door) -> None:
         """A connection has ended."""

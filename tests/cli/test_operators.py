@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from cortexd.config.catalogue import Profile
 from cortexd.config.current import Settings
@@ -71,6 +72,30 @@ async def test_unknown_model_or_node_gets_a_suggestion(
         _, out, err = await cortexd(*command, "--url", fleet.admin_url, cwd=tmp_path)
         assert ("Did you mean" in out + err) == bool(suggestion)
         assert suggestion in " ".join((out + err).split("\n"))
+
+
+async def test_answer_is_printed_when_the_gateway_stops_before_it_lists_its_models(
+    tmp_path: Path,
+) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        await site.stop()  # takes no further connection
+        error = {"message": "No such model.", "code": "model_not_found"}
+        response = web.json_response({"error": error}, status=404)
+        response.force_close()
+        return response
+
+    app = web.Application()
+    app.router.add_post("/api/models/x/unload", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        said = await cortexd("unload", "x", "--url", url, cwd=tmp_path)
+        assert said == (1, "", "No such model.\n")
+    finally:
+        await runner.cleanup()
 
 
 async def test_reload_prints_what_changed_and_what_needs_a_restart(tmp_path: Path) -> None:

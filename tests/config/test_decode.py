@@ -89,4 +89,5 @@ def test_what_is_quoted_is_short_and_harmless_on_a_terminal() -> None:
 
 def test_a_guess_is_made_only_where_something_is_like_it() -> None:
     assert did_you_mean("LISTNE", ["listen", "other"]) == '; did you mean "listen"?'
+    assert did_you_mean("BEAT", ["other", "BEAST"]) == '; did you mean "BEAST"?'
     assert did_you_mean("zzz", ["listen"]) == ""

@@ -19,6 +19,7 @@ from cortexd.config.source import ConfigError, Mistake
 from cortexd.config.units import Duration, Size
 from cortexd.errors import Refusal
 from cortexd.fleet.snapshot import FootprintKey
+from cortexd.proxy.deadlines import DEFAULT_LIMITS
 from tests.fakes import FakeNeuron
 from tests.functional.raw import connected, post
 from tests.gateway.fleet import FAST, Answer, Fleet, running_fleet
@@ -83,6 +84,18 @@ async def test_limits_hold_for_the_next_request() -> None:
         assert (answer.status, "x-cortex-node" in answer.headers) == (200, False)
 
 
+async def test_new_connections_get_the_time_that_the_largest_body_needs() -> None:
+    async with running_fleet(a=FakeNeuron()) as fleet:
+        listener = fleet.gateway.listeners["listen"]
+        assert listener is not None
+        await reloaded(
+            fleet, gateway=gateway(fleet, max_body=Size(1 << 30), max_buffered=Size(1 << 30))
+        )
+        assert listener.server._limits.body_total == 8192
+        await reloaded(fleet, gateway=gateway(fleet, max_body=Size(1)))
+        assert listener.server._limits == DEFAULT_LIMITS
+
+
 async def test_the_same_file_changes_nothing() -> None:
     async with running_fleet(Profile("m"), a=FakeNeuron({"m": "loaded"})) as fleet:
         registry = fleet.gateway.registry
@@ -136,6 +149,7 @@ async def test_a_node_that_is_removed_goes_when_its_answers_have_ended() -> None
         calls, polls = len(slow.calls), len(other.calls)
         await until(lambda: len(other.calls) > polls + 6)
         assert len(slow.calls) == calls
+        assert set(fleet.gateway.table._outcomes._seen) == {"b"}
 
 
 async def test_a_node_that_leaves_can_not_be_put_back_into_service_by_hand() -> None:
