@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time from connecting to the first byte of an answer, for new connections beside busy ones."""
+    """Measure the time from connecting to the first byte of an answer, beside busy connections."""
     report.heading(
         f"burst: {args.new} connections opened at once beside {args.busy} that ask back to back, "
         f"from connect to the first byte of the first answer ({args.rounds} rounds)"

@@ -116,7 +116,7 @@ def _commands() -> Iterator[str]:
 
 
 def command_helps() -> list[tuple[str, str]]:
-    """Every command and action with its help, 100 columns wide."""
+    """Yield every command and action with its help, 100 columns wide."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100"  # as wide wherever it is made
     try:

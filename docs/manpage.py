@@ -31,7 +31,7 @@ SEE ALSO
 
 
 def page() -> str:
-    """The page in man(7) markup."""
+    """Return the page in man(7) markup."""
     lines = [f'.TH CORTEXD 1 "" "cortexd {__version__}" "User Commands"', *_section(HEAD)]
     lines += [".SH SYNOPSIS", ".B cortexd", "COMMAND ...", ".SH DESCRIPTION"]
     lines += [_escaped(parser().description or ""), ".SH COMMANDS"]
@@ -49,7 +49,7 @@ def _section(text: str) -> list[str]:
 
 
 def _escaped(line: str) -> str:
-    """A line that troff prints as it is: a leading dot or quote would be a request to it."""
+    """Return a line that troff prints as it is: a leading dot or quote would be a request to it."""
     line = line.replace("\\", "\\e").replace("-", "\\-")
     return rf"\&{line}" if line.startswith((".", "'")) else line
 

@@ -95,7 +95,7 @@ def test_a_stranger_finds_every_document_that_is_linked() -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """What a link may name after `#`: headings, as GitHub spells them."""
+    """Return the link targets after `#`: headings, as GitHub spells them."""
     found = set()
     for heading in re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE):
         text = re.sub(r"[^\w\- ]", "", heading.lower())

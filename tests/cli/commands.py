@@ -28,7 +28,7 @@ async def start(
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Variables for a command of this repository, with the width of its terminal left open."""
+    """Return the variables for a command of this repository, without a width of its terminal."""
     inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     return inherited | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"} | more
 

@@ -1,4 +1,4 @@
-"""What a command line is answered that is wrong, and `cortexd help`."""
+"""Answers to invalid command lines, and `cortexd help`."""
 
 from __future__ import annotations
 

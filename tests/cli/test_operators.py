@@ -1,4 +1,4 @@
-"""How commands find the gateway: by its admin_listen, in every form that it may have."""
+"""Commands find the gateway by its admin_listen, in each of its forms."""
 
 from __future__ import annotations
 

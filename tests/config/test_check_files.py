@@ -1,4 +1,4 @@
-"""What `cortexd check` reports of files and directories, and a daemon starts without."""
+"""Missing files and directories: mistakes for `cortexd check`, no obstacle for a daemon."""
 
 from __future__ import annotations
 

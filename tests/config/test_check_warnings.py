@@ -1,4 +1,4 @@
-"""Warnings: of a listener that is open to the network, of a harness that no neuron of ours has."""
+"""Warnings about listeners that are open to the network, and about unknown harnesses."""
 
 from __future__ import annotations
 

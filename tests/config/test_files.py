@@ -1,4 +1,4 @@
-"""Paths as people spell them: the home directory, and where relative ones start."""
+"""Paths of the configuration: the home directory, and the base of relative ones."""
 
 from __future__ import annotations
 

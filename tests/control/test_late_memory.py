@@ -1,4 +1,4 @@
-"""Memory that a node frees or reports late: it is waited for, and no second model goes for it."""
+"""Memory that a node frees or reports late is waited for, and evicts no second model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALL = (BIG, LARGE, INNOCENT)
 
 
 async def fill(house: House) -> None:
-    """Two idle models on the machine, of which `big` is the older one."""
+    """Put two idle models on the machine, of which `big` is the older one."""
     assert await house.ask("big") == "a"
     assert await house.ask("innocent") == "a"
     await asyncio.sleep(LONG)

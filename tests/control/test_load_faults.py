@@ -293,7 +293,7 @@ async def test_load_goes_on_when_its_call_is_answered_soon_after_a_restart_was_s
 
 
 async def polled(fleet: Fleet, count: int) -> None:
-    """So many more answers of the node a."""
+    """Wait for so many more answers of the node a."""
     neuron = fleet.neurons["a"]
     so_far = len(neuron.called("GET", "/health"))
     await until(lambda: len(neuron.called("GET", "/health")) >= so_far + count)

@@ -399,8 +399,10 @@ LATE = st.sampled_from([0.0, 0.0, 3.0, 12.0, 40.0])
 
 
 def a_day(asks: list[tuple[str, float, float]], late: float) -> None:
-    """Requests come in that order: a model, the pause before it, the seconds that it takes. late:
-    seconds until the machines report what an unload has freed."""
+    """Send requests in that order: a model, the pause before it, the seconds that it takes.
+
+    late: seconds until the machines report the memory that an unload has freed.
+    """
 
     async def story(house: House) -> None:
         tasks = []

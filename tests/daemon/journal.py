@@ -1,4 +1,4 @@
-"""A stream that leads to what $JOURNAL_STREAM names."""
+"""A stream to the file that $JOURNAL_STREAM names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stream(io.StringIO):
 
 @contextmanager
 def journal(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
-    """The stream, and the variable as systemd sets it."""
+    """Return the stream, and the variable as systemd sets it."""
     stream = Stream()
     with (place / "journal").open("wb") as file:
         stream.descriptor = file.fileno()

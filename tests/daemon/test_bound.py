@@ -9,7 +9,7 @@ from cortexd.daemon.bound import BoundAddress, is_local
 
 
 def outward_ip() -> str | None:
-    """An address of this machine that is not loopback, if it has one."""
+    """Return an address of this machine that is not loopback, if it has one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("192.0.2.1", 9))

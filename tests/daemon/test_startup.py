@@ -1,4 +1,4 @@
-"""What a daemon does before it imports the rest, each in a process of its own."""
+"""The cheap start of a daemon, each test in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiohttp import connector
 
 
 def said_by(program: str, **environment: str) -> dict[str, object]:
-    """The JSON that a program prints."""
+    """Return the JSON that a program prints."""
     run = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -55,7 +55,7 @@ def test_a_daemon_reads_no_certificates_that_it_does_not_use_and_collects_later(
 
 
 def test_aiohttp_reads_the_default_certificates_at_import() -> None:
-    """Else `startup` could go."""
+    """If it did not, `startup` would be useless."""
     source = inspect.getsource(connector)
     assert "\n_SSL_CONTEXT_VERIFIED = _make_ssl_context(True)\n" in source
     assert isinstance(connector._SSL_CONTEXT_VERIFIED, ssl.SSLContext)

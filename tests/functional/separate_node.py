@@ -31,17 +31,17 @@ class SeparateNode:
         self.url = url
 
     def stop(self) -> None:
-        """SIGSTOP: it does nothing any more, and its sockets stay."""
+        """Send SIGSTOP: the process does nothing any more, and its sockets stay."""
         os.kill(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         os.kill(self._process.pid, signal.SIGCONT)
 
 
 @asynccontextmanager
 async def separate_node() -> AsyncIterator[SeparateNode]:
-    """A running one; killed at the end."""
+    """Run a node; kill it at the end."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", __name__),
         stdin=asyncio.subprocess.DEVNULL,

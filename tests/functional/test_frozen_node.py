@@ -23,7 +23,7 @@ QUICK = Config(
 
 
 def standing_in(node: SeparateNode) -> FakeNeuron:
-    """A configured neuron that is that process; nothing of it runs here."""
+    """Return a configured neuron for that process; nothing of it runs in this one."""
 
     class Elsewhere(FakeNeuron):
         @property
@@ -34,12 +34,12 @@ def standing_in(node: SeparateNode) -> FakeNeuron:
 
 
 async def wait_sent(fleet: Fleet) -> None:
-    """Until a request was sent to a node."""
+    """Wait until a request was sent to a node."""
     await until(lambda: any(fleet.gateway._exchange.in_progress()))
 
 
 async def begun(fleet: Fleet, path: str) -> aiohttp.ClientResponse:
-    """A stream whose first event has come."""
+    """Start a stream, and return it after its first event."""
     body = {"model": "m", "stream": True}
     response = await fleet.client.post(fleet.url + path, json=body)
     assert await response.content.readexactly(len(EVENT)) == EVENT
@@ -47,7 +47,7 @@ async def begun(fleet: Fleet, path: str) -> aiohttp.ClientResponse:
 
 
 async def read_until_cut(response: aiohttp.ClientResponse) -> bytes:
-    """The rest of a body that has no end, unless its last event says that it failed."""
+    """Read the rest of a body that has no end, unless its last event says that it failed."""
     rest = bytearray()
     async with response:
         with suppress(aiohttp.ClientPayloadError):

@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def commands() -> str:
-    """The block under "Run it"; each pause waits for the port that it is for."""
+    """Return the block under "Run it"; each pause waits for the port that it is for."""
     section = (ROOT / "README.md").read_text().partition("## Run it")[2]
     block = re.search(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     assert block is not None

@@ -1,4 +1,4 @@
-"""How clients take an event stream apart, after the sources of those that are named.
+"""Event stream decoders, written after the sources of the clients they are named for.
 
 Each returns the (name, data) of the events that it sees, in order.
 """
@@ -89,7 +89,7 @@ DECODERS: Final[tuple[Decode, ...]] = (
 
 
 def parsed(events: list[Event]) -> list[dict[str, Any]]:
-    """The data of the events before `[DONE]`. Raises ValueError on one that is not JSON."""
+    """Return the data of the events before `[DONE]`. Raises ValueError on one that is not JSON."""
     found: list[dict[str, Any]] = []
     for _, data in events:
         if data == "[DONE]":
@@ -99,8 +99,10 @@ def parsed(events: list[Event]) -> list[dict[str, Any]]:
 
 
 def langchain_js(chunks: list[dict[str, Any]]) -> tuple[str | None, str]:
-    """The role of a message and its text, as @langchain/openai puts them together: the first chunk
-    that has a delta makes the message."""
+    """Return the role of a message and its text, as @langchain/openai puts them together.
+
+    The first chunk that has a delta makes the message.
+    """
     roles: list[str | None] = []
     text, known = "", None
     for chunk in chunks:
@@ -113,7 +115,7 @@ def langchain_js(chunks: list[dict[str, Any]]) -> tuple[str | None, str]:
 
 
 def concatenated(chunks: list[dict[str, Any]]) -> tuple[str, str, str]:
-    """The id, role and text that openai-python's `stream()` ends with: strings are added up."""
+    """Return the id, role and text of openai-python's `stream()`: strings are added up."""
     role = text = ""
     for chunk in chunks:
         delta = chunk["choices"][0]["delta"]

@@ -1,4 +1,4 @@
-"""Bodies that clients send in other forms than plain JSON: what reaches the engine."""
+"""Request bodies in other forms than plain JSON, and the bytes that reach the engine."""
 
 from __future__ import annotations
 

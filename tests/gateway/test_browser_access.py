@@ -1,4 +1,4 @@
-"""What web pages may do at each listener, in the bytes that browsers send."""
+"""Requests of web pages at each listener, in the bytes that browsers send."""
 
 from __future__ import annotations
 

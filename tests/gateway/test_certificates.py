@@ -24,7 +24,7 @@ from tests.waiting import until
 
 
 def serving(authority: trustme.CA) -> ssl.SSLContext:
-    """What a node with a certificate of that authority listens with."""
+    """Return the TLS context of a node with a certificate of that authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     return context
@@ -64,7 +64,7 @@ def healthy(fleet: Fleet) -> list[str]:
 
 @pytest.fixture
 def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> trustme.CA:
-    """The only authority in the system's store."""
+    """Make an authority the only one in the system's store."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "system.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system.pem"))

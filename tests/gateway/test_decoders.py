@@ -38,7 +38,7 @@ in_every_decoder = pytest.mark.parametrize(
 
 
 def chat(*deltas: dict[str, Any]) -> bytes:
-    """A chat stream of these deltas."""
+    """Return a chat stream of these deltas."""
     last = len(deltas) - 1
     text = b"".join(
         b"data: %b\n\n"
@@ -74,7 +74,7 @@ CHATS = {
 
 
 async def kept_alive(dialect: Dialect, answer: bytes) -> Heard:
-    """A stream that was kept alive while its model loaded."""
+    """Return a stream that was kept alive while its model loaded."""
 
     async def infer(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -89,7 +89,7 @@ async def kept_alive(dialect: Dialect, answer: bytes) -> Heard:
 
 
 def text_of(events: list[Event], dialect: Dialect) -> str:
-    """What the answer says."""
+    """Return the text of an answer."""
     text = ""
     for data in parsed(events):
         if dialect is CHAT:
@@ -104,7 +104,7 @@ def text_of(events: list[Event], dialect: Dialect) -> str:
 
 
 def without_ours(events: list[Event]) -> list[Event]:
-    """Without pings, and without the empty chunk."""
+    """Return the events without pings and the empty chunk."""
     empty = ('"delta":{}', '"delta":{"role":"assistant"}', '"text":"","logprobs":null')
     return [
         (name, data)

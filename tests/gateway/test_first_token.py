@@ -1,4 +1,4 @@
-"""What of a stream counts as its first byte and as its first token."""
+"""First byte and first token of a stream."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXT = (
 
 
 async def counted(stage: Stage, path: str = CHAT) -> tuple[float, float, float]:
-    """How many first bytes and first tokens one stream has, and the seconds between them."""
+    """Return how many first bytes and first tokens one stream has, and the seconds between them."""
     async with stage.client() as client:
         assert (await client.ask(post(ASKED_STREAM, path=path))).complete
     said = (await stage.fleet.get("/metrics")).body.decode()

@@ -1,4 +1,4 @@
-"""Endpoints that lead back to the gateway: refused, and bounded where that can't be seen."""
+"""Endpoints that lead back to the gateway: refused, or bounded if the loop can't be seen."""
 
 from __future__ import annotations
 

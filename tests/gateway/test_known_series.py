@@ -1,4 +1,4 @@
-"""Which series are there, at 0, before anything has happened."""
+"""Series that are 0 before their first event."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ NO_FILE = "No file for 'hf:m': looked for m.gguf below /models."
 
 
 def full(*loadable: str) -> FakeNeuron:
-    """A node whose one device a healthy model fills; it tells its files if any are given."""
+    """Return a node whose one device a healthy model fills; it lists its files if any are given."""
     files: dict[str, Any] = {"loadable": [{"id": name} for name in loadable]} if loadable else {}
     neuron = FakeNeuron(
         {"healthy": {"id": "healthy", "status": "loaded", "devices": [0], "vram_used_mb": 18000}},
@@ -43,7 +43,7 @@ def lacks_it(
 
 
 def evicts(neuron: FakeNeuron) -> FakeNeuron:
-    """As a real node: what is unloaded there gives its memory back."""
+    """Give memory back when a model is unloaded, as a real node does."""
 
     def unload(body: dict[str, Any]) -> web.Response:
         neuron.models.pop(body["model_id"], None)

@@ -35,7 +35,7 @@ def not_found(model: str = "m") -> web.Response:
 
 
 def serves_what_it_has(node: FakeNeuron) -> None:
-    """Have a node refuse what it does not have, as engines do."""
+    """Have a node refuse models that it does not have, as engines do."""
     serve = node.infer
 
     async def infer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

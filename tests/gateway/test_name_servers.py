@@ -1,4 +1,4 @@
-"""A gateway whose name servers do not answer: it serves what needs none, and it stops."""
+"""A gateway whose name servers do not answer: it serves other hosts, and it stops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ real_getaddrinfo = socket.getaddrinfo
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Neither c-ares nor getaddrinfo hears anything from a name server."""
+    """Make both c-ares and getaddrinfo wait for a name server that never answers."""
     is_over = threading.Event()
 
     def hang(host: Any, *args: Any, **options: Any) -> Any:

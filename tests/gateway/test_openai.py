@@ -152,7 +152,7 @@ def test_whatever_a_node_reports_the_list_can_be_read(said: Observation) -> None
 
 
 def crowded(models: int) -> Snapshot:
-    """A fleet whose node knows that many models."""
+    """Return a fleet whose node knows that many models."""
     return fleet(node("a", {f"m{number:05}": "unloaded" for number in range(models)}))
 
 

@@ -94,14 +94,14 @@ async def test_a_model_is_loaded_where_its_file_is_and_refused_where_none_has_it
 
 
 async def is_polled(fleet: Fleet, node: str) -> bool:
-    """Poll a node now; whether nothing is left of what the gateway told of it by itself."""
+    """Poll a node now; return whether the gateway's own word on it is gone."""
     fleet.gateway._poller.nudge(node)
     await asyncio.sleep(0.01)
     return not fleet.gateway.registry.snapshot.nodes[node].told
 
 
 async def test_model_that_was_unloaded_on_its_node_is_loaded_again(tmp_path: Path) -> None:
-    """By somebody else, between two polls."""
+    """It was unloaded by another caller, between two polls."""
     node: Any = RealNeuron(tmp_path / "north", "m.gguf")
     rarely = Polling(interval=Duration(3600), timeout=Duration(10))
     async with running_fleet(

@@ -26,7 +26,7 @@ def resident(model: str, mb: int = 20_000) -> dict[str, Any]:
 
 
 def full() -> FakeNeuron:
-    """A node of 24,000 MiB with one model of 20,000."""
+    """Return a node of 24,000 MiB with one model of 20,000."""
     return FakeNeuron({"big": resident("big")})
 
 

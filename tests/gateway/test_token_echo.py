@@ -57,7 +57,7 @@ def echoing(*models: str) -> FakeNeuron:
 
 
 async def shown(fleet: Fleet) -> str:
-    """Whatever the gateway tells of its nodes."""
+    """Return everything that the gateway tells of its nodes."""
     paths = [
         "/api/fleet",
         "/health",

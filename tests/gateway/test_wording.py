@@ -1,4 +1,4 @@
-"""Sentences of the gateway's: what they point to, and how they quote a node."""
+"""Sentences of the gateway: the paths they point to, and how they quote a node."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Accepted:
         self.acceptor.start()
 
     def connect(self, stack: ExitStack) -> socket.socket:
-        """A connection that the kernel holds; nothing of the loop runs meanwhile."""
+        """Return a connection that the kernel holds; the loop does not run meanwhile."""
         sock = stack.enter_context(socket.socket(self.family))
         sock.setblocking(False)
         sock.connect_ex(self.address)
@@ -65,7 +65,7 @@ async def heard(sock: socket.socket) -> bytes:
 
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """Only so many descriptors may be opened in the block."""
+    """Allow only so many more descriptors in the block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)
     os.close(probe)
@@ -77,7 +77,7 @@ def descriptors_left(count: int) -> Iterator[None]:
 
 
 async def turn() -> None:
-    """One turn of the loop, in which it looks at its sockets."""
+    """Run one turn of the loop, in which it polls its sockets."""
     await asyncio.sleep(0)
 
 

@@ -1,4 +1,4 @@
-"""What the error answers of engines mean."""
+"""Meanings of the error answers of engines."""
 
 from __future__ import annotations
 

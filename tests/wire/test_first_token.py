@@ -1,4 +1,4 @@
-"""Which event of a stream has its first token, in the words of real engines."""
+"""The event of a stream that has its first token, in the words of real engines."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_model_name_with_a_token_pattern_is_not_a_first_token(path: str, name: s
 
 
 def spelt(event: dict[str, Any]) -> list[bytes]:
-    """The event as compact and as spaced JSON."""
+    """Return the event as compact and as spaced JSON."""
     return [
         json.dumps(event, separators=separators).encode()
         for separators in ((",", ":"), (", ", ": "))
