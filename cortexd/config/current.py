@@ -37,7 +37,7 @@ class Current:
 
     @property
     def settings(self) -> Settings:
-        """What is in use, as one value."""
+        """The settings in use, as one value."""
         return Settings(self.config, self.tokens, self.certificates)
 
     def put(self, settings: Settings) -> None:

@@ -1,7 +1,7 @@
-"""Collects what is wrong with one report of a node, and takes it out of the report: the bounds of
-every number, the form of ids and texts.
+"""Collects the invalid values of one report of a node, and takes them out of the report.
 
-Which parts a report has, and what they mean for each other, is `sanity`'s to know.
+Here are the bounds of every number, and the form of ids and texts. `sanity` knows which parts a
+report has, and how they depend on each other.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class Anomalies:
-    """Collects what is wrong with one observation."""
+    """Collects the invalid values of one observation."""
 
     def __init__(self) -> None:
         self._found: dict[str, set[str]] = {}
@@ -98,11 +98,11 @@ class Anomalies:
         self._found.setdefault(complaint, set()).add(where)
 
     def note_at(self, complaint: str, key: str | int | None) -> None:
-        """The same at a model's id or a device's index."""
+        """Note a complaint at a model's id or a device's index."""
         self.note(complaint, "" if key is None else _quoted(key))
 
     def in_words(self) -> dict[str, str]:
-        """The same whatever order it was found in."""
+        """Return the complaints in words, independent of the order in which they were found."""
         return {complaint: _listed(where) for complaint, where in sorted(self._found.items())}
 
     def checked(self, thing: S, path: str, key: str | int | None = None) -> S:

@@ -1,4 +1,4 @@
-"""Which models a node has the files of, as it said; what it did not say is unknown, not absent."""
+"""The models whose files a node has, by its list; without a list that is unknown, not false."""
 
 from __future__ import annotations
 

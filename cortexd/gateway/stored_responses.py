@@ -1,4 +1,4 @@
-"""Which node has a response of the Responses API, by the ids in the answers of nodes.
+"""The node that has a response of the Responses API, by the ids in the answers of nodes.
 
 Engines keep responses in their own memory: a request that continues one, or asks for it, has to go
 to the node that made it. Decides nothing; `fleet.routing` reads the node from the query.

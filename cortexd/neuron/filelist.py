@@ -72,8 +72,8 @@ class FileList:
         is_too_long = entries is None
         if is_too_long and not self._is_too_long:
             log.warning(
-                "[paths] models holds too many files to list (over %d names): gateways are not "
-                "told which models could be loaded here",
+                "[paths] models holds too many files to list (over %d names): gateways do not "
+                "learn which models could be loaded here",
                 MAX_LOADABLE,
             )
         self._is_too_long, self.entries = is_too_long, entries

@@ -100,8 +100,8 @@ class Keeper(web.Server):
 class Door(web.RequestHandler):
     """One accepted connection.
 
-    sink: told when the client stalls and when it goes on, from when it is set; whether it stalls
-        already is `writing_paused`. Whoever sets it takes it away when its answer ends.
+    sink: called when the client stalls and when it goes on, from when it is set; whether it stalls
+        already is `writing_paused`. Its setter removes it when the answer ends.
     serving: the body of the last request that reached the handler.
     lag: seconds for which the first request waited in the kernel until this process read it, the
         wait of its connection to be accepted included; None before it, 0.0 for later requests.
