@@ -6,7 +6,7 @@ tell that such a model exists while its node is down. Decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -18,7 +18,9 @@ from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
 from cortexd.wire.neuron import Model
 
-MAX_NAMES: Final = 10_000  # of all nodes together
+# Bytes of the names of all nodes together. The state file may have 8 MiB, and must not become
+# unreadable by what nodes list.
+MAX_BYTES: Final = 1 << 20
 
 
 class KnownModels:
@@ -55,7 +57,20 @@ class KnownModels:
             return
         nodes = self._registry.snapshot.nodes
         kept = {node: its for node, its in before.items() if node in nodes and node != name}
-        left = MAX_NAMES - sum(map(len, kept.values()))
-        if names[:left]:
-            kept[name] = names[:left]
+        left = MAX_BYTES - sum(_size(each) for its in kept.values() for each in its)
+        if its_own := tuple(_within(left, names)):
+            kept[name] = its_own
         self._state.put(msgspec.structs.replace(self._state.state, models=kept))
+
+
+def _within(left: int, names: Iterable[str]) -> Iterator[str]:
+    """The first names, as many as take `left` bytes."""
+    for name in names:
+        left -= _size(name)
+        if left < 0:
+            return
+        yield name
+
+
+def _size(name: str) -> int:
+    return len(name.encode()) + 3  # with its quotes and a comma

@@ -32,6 +32,7 @@ MAX_ID: Final = 512  # characters: a longer model name is refused at the door, s
 MAX_MODELS: Final = 1000  # of one node; each is a series of the metrics and a line of the list
 MAX_DEVICES: Final = 64  # of one node; the largest machines have 16
 MAX_WORDS: Final = 64  # capabilities, harnesses, quants of one model
+MAX_QUANT: Final = 64  # characters; "UD-IQ2_XXS" has 10
 MAX_MEMORY: Final = 64 * 1024 * 1024  # MiB, so 64 TiB: far above any host's
 MAX_COUNT: Final = 1_000_000  # requests on one model at a time
 MAX_TOTAL: Final = 2**53  # of what is only ever counted up: exact in everybody's JSON

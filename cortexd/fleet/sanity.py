@@ -12,6 +12,7 @@ is wrong in it is ignored as narrowly as it can be, and the operator is told.
     an id or a device for the second time                     the entry is dropped
     over 1000 models, 64 devices, 64 words in a list          the others are dropped, unloaded first
     over 4096 models that could be loaded                     the field is absent
+    quants that are too many, too long or not printable       absent: any quant could be loaded
     a device below 0, from 64 on, or that is not described    the entry is dropped
     a described device of an impossible size                  the device is dropped
     a number below its least or above its most, NaN           the field is absent
@@ -37,6 +38,7 @@ from cortexd.fleet.anomalies import (
     MAX_DEVICES,
     MAX_MEMORY,
     MAX_MODELS,
+    MAX_QUANT,
     MAX_WORDS,
     WRONG,
     Anomalies,
@@ -157,14 +159,24 @@ def _loadable(said: list[Loadable], anomalies: Anomalies) -> list[Loadable] | No
         anomalies.note(f"{path} has over {MAX_LOADABLE} entries, and is ignored")
         return None
     kept = anomalies.named(said, "id", path, MAX_LOADABLE)
-    better = [
-        model
-        if model.quants is None or len(model.quants) <= MAX_WORDS
-        else msgspec.structs.replace(model, quants=None)  # any, rather than some of them
-        for model in kept
-    ]
+    better = []
+    for model in kept:
+        if model.quants is None or _are_quants(model.quants):
+            better.append(model)
+        else:  # any, rather than some of them
+            better.append(msgspec.structs.replace(model, quants=None))
+            anomalies.note_at(
+                f"{path}: quants that are too many, too long or not printable", model.id
+            )
     is_same = kept is said and all(a is b for a, b in zip(better, said, strict=True))
     return said if is_same else better
+
+
+def _are_quants(quants: list[str]) -> bool:
+    """Whether they can be told to people; "" is a file whose name has none."""
+    return len(quants) <= MAX_WORDS and all(
+        len(quant) <= MAX_QUANT and quant.isprintable() for quant in quants
+    )
 
 
 def _health(said: Health, sizes: Mapping[int, DeviceInfo], anomalies: Anomalies) -> Health:

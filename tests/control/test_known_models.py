@@ -11,8 +11,14 @@ from cortexd.config.catalogue import Profile
 from cortexd.config.gateway import Config, Polling
 from cortexd.config.units import Duration
 from cortexd.control import known_models
+from cortexd.control.events import Events
+from cortexd.control.known_models import KnownModels
+from cortexd.control.registry import Registry
 from cortexd.daemon.state import State, StateFile
 from cortexd.fleet.catalogue import Catalogue
+from cortexd.fleet.observe import Observation
+from cortexd.fleet.snapshot import Node
+from cortexd.wire.neuron import Model
 from tests.fakes import FakeNeuron
 from tests.gateway.fleet import Fleet, running_fleet
 from tests.waiting import eventually, until
@@ -101,7 +107,7 @@ async def test_names_that_are_kept_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(known_models, "MAX_MODELS", 3)
-    monkeypatch.setattr(known_models, "MAX_NAMES", 5)
+    monkeypatch.setattr(known_models, "MAX_BYTES", 5 * len('"m0",'))
     crowd = {f"m{number}": "unloaded" for number in range(10)} | {"x" * 600: "unloaded"}
     async with running_fleet(
         config=FOLDED, state_dir=tmp_path, a=FakeNeuron(crowd), b=FakeNeuron(crowd)
@@ -111,6 +117,22 @@ async def test_names_that_are_kept_are_bounded(
     names = (await kept(tmp_path)).models
     assert sorted(map(len, names.values())) == [2, 3]
     assert all(name in crowd and len(name) < 600 for its in names.values() for name in its)
+
+
+async def test_names_as_long_as_nodes_like_leave_the_file_readable(tmp_path: Path) -> None:
+    file = StateFile(tmp_path)
+    await file.open()
+    nodes = [Node(f"n{number}", "http://x") for number in range(10)]
+    registry = Registry(nodes, Catalogue(), Events(), unhealthy_after=1)
+    registry.watchers.append(KnownModels(registry, file).observed)
+    for node in nodes:
+        models = [Model("模" * 508 + f"{number:04}", "loaded") for number in range(1000)]
+        registry.observe(node.name, Observation(0.0, 0.1, models=models))
+    file.put(msgspec.structs.replace(file.state, drained=("n0",)))
+    await file.close()
+    found = await kept(tmp_path)
+    assert found.drained == ("n0",)
+    assert len(found.models["n0"]) > 100
 
 
 async def test_model_that_leaves_the_catalogue_is_kept(tmp_path: Path) -> None:

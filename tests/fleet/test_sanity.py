@@ -412,4 +412,15 @@ def test_loadable_models_that_nobody_could_ask_for_are_dropped() -> None:
     better, complaints = sane(seen(discovery=hardware(8, loadable=said)), None)
     assert better.discovery is not None
     assert better.discovery.loadable == [Loadable("m", ["Q4_0"]), Loadable("x")]
-    assert len(complaints) == 2
+    assert len(complaints) == 3
+
+
+@pytest.mark.parametrize("quant", ["Q" * 10_000, "Q\n4", "\x1b[31m"])
+def test_quants_that_can_not_be_told_to_people_are_dropped(quant: str) -> None:
+    said = [Loadable("m", ["", "Q4_0", quant]), Loadable("x", [""])]
+    better, complaints = sane(seen(discovery=hardware(8, loadable=said)), None)
+    assert better.discovery is not None
+    assert better.discovery.loadable == [Loadable("m"), Loadable("x", [""])]
+    assert list(complaints) == [
+        "/discovery: loadable: quants that are too many, too long or not printable"
+    ]
