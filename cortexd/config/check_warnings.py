@@ -23,6 +23,14 @@ def gateway_warnings(config: gateway.Config, listen: str | None = None) -> Itera
             "authentication of its own; listen on 127.0.0.1, or allow only your clients by a "
             "firewall or an authenticating reverse proxy",
         )
+    admin = config.gateway.admin_listen
+    if not _is_loopback(admin):
+        yield Problem(
+            ("gateway", "admin_listen"),
+            f"anyone who can reach {admin} can load and unload models, drain nodes and reload the "
+            "configuration, since cortexd has no authentication of its own; listen on 127.0.0.1 or "
+            "on a socket file (unix:/path), or allow only operators by a firewall",
+        )
     for number, profile in enumerate(config.models):
         if profile.harness not in neuron.HARNESSES:
             hint = did_you_mean(profile.harness, neuron.HARNESSES)
@@ -69,4 +77,4 @@ def _is_loopback(listen: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

@@ -25,6 +25,21 @@ def test_a_listener_on_loopback_is_not_warned_about(listen: str) -> None:
     assert list(gateway_warnings(Config(gateway=Gateway(listen=listen)))) == []
 
 
+@pytest.mark.parametrize("listen", ["0.0.0.0:8081", ":8081", "[::]:8081", "gateway:8081"])
+def test_operators_listener_beyond_loopback_is_warned_about(listen: str) -> None:
+    gateway = Gateway(listen="127.0.0.1:8080", admin_listen=listen)
+    [warning] = gateway_warnings(Config(gateway=gateway))
+    assert warning.key == ("gateway", "admin_listen")
+    assert f"anyone who can reach {listen} can load and unload models" in warning.found
+    assert "listen on 127.0.0.1 or on a socket file" in warning.found
+
+
+@pytest.mark.parametrize("listen", ["", "unix:/run/x.sock", "LOCALHOST:1", "[::1]:8081"])
+def test_operators_listener_on_this_machine_alone_is_not_warned_about(listen: str) -> None:
+    gateway = Gateway(listen="127.0.0.1:8080", admin_listen=listen)
+    assert list(gateway_warnings(Config(gateway=gateway))) == []
+
+
 def test_warning_is_about_the_real_listen_address() -> None:
     assert list(gateway_warnings(Config(), "unix:/run/cortexd.sock")) == []
     [warning] = gateway_warnings(Config(gateway=LOCAL), "[::]:8080")
