@@ -73,17 +73,16 @@ def _journal(lines: list[AccessLine]) -> str:
 
 def _in_words(line: AccessLine) -> str:
     """Return status, model, node and duration first; the other fields follow by name."""
-    fields = {
-        name: value
-        for name, value in msgspec.structs.asdict(line).items()
-        if name not in _LEADING and value is not None
-    }
-    parts = [str(line.status), line.model or "-", line.node or "-", f"{line.duration_s:.3f}s"]
-    parts.append(line.path)
-    parts += [f"{name}={value}" for name, value in fields.items()]
-    return escaped(" ".join(parts))
+    text = (
+        f"{line.status} {line.model or '-'} {line.node or '-'} {line.duration_s:.3f}s {line.path} "
+        f"request_id={line.request_id}"
+    )
+    for name in _OPTIONAL:
+        if (value := getattr(line, name)) is not None:
+            text += f" {name}={value}"
+    return escaped(text)
 
 
 _INFO: Final = priority(logging.INFO)
-_LEADING: Final = ("ts", "level", "status", "model", "node", "duration_s", "path")
+_OPTIONAL: Final = ("client", "code", "route", "first_byte_s", "prompt_tokens", "completion_tokens")
 _FORMATS: Final = {"words": _words, "journal": _journal, "json": _json}

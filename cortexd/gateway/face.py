@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -51,7 +51,10 @@ class Face:
         path = request.raw_path
         if path not in self._paths:  # it has a query, say
             path = self._tidied(request.rel_url.path)
-        received = time.monotonic() - (cast(Door, request.protocol).lag or 0.0)
+        door: Door = request.protocol  # type: ignore[assignment] # a cast would be a call
+        received = time.monotonic()
+        if door.lag:
+            received -= door.lag
         inbound = Inbound(request, path, request_id(request), dialect_of(path), received)
         try:
             methods = self._paths.get(path)

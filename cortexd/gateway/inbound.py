@@ -18,7 +18,7 @@ class Inbound(msgspec.Struct, eq=False):
     target: the path as it goes upstream, where `path` stands for many; None: it is `path`.
     home: the node of the response that this request continues or, if is_for_response, asks for.
     asked, model: the model as the caller spelt it, and its concrete id.
-    is_json: the body is not a form.
+    is_mistyped: the body is JSON, and its Content-Type says something else.
     sent: when it first went upstream, monotonic; waited: seconds before that, for a load.
     ended: monotonic.
     is_open: a part of an answer was sent. hides_usage: its stream's usage is asked for by the
@@ -37,7 +37,7 @@ class Inbound(msgspec.Struct, eq=False):
     is_for_response: bool = False
     asked: str | None = None
     model: str | None = None
-    is_json: bool = False
+    is_mistyped: bool = False
     is_stream: bool = False
     is_open: bool = False
     hides_usage: bool = False

@@ -22,6 +22,7 @@ from cortexd.control.refusals import shutting_down
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.aliases import name_alias
+from cortexd.fleet.routing import Query
 from cortexd.gateway.accounting import CLIENT_GONE, TOKEN_PATHS, Accounting
 from cortexd.gateway.affinity import Affinity
 from cortexd.gateway.cors import allowance_lines
@@ -39,9 +40,9 @@ from cortexd.gateway.stored_responses import (
 from cortexd.gateway.stream_errors import ends_properly, refusal_event
 from cortexd.nodes.endpoint import may_carry_token, port_hint
 from cortexd.nodes.masking import mask_of
-from cortexd.proxy.answer import UpstreamFault
+from cortexd.proxy.answer import UpstreamFault, What
 from cortexd.proxy.bodies import Bodies, Hold
-from cortexd.proxy.call import Call, Carried
+from cortexd.proxy.call import Call, Carried, Policy
 from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.headers import lines
@@ -57,7 +58,6 @@ from cortexd.wire.sse import UsageRemover
 
 # Where a stream says its token counts only on request.
 TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
-_ERRORS: Final = range(400, 600)
 _INSPECTED: Final = STATUSES | {HTTPStatus.UNAUTHORIZED}
 _UNREACHED: Final = frozenset({"refused", "unreachable"})
 
@@ -106,8 +106,8 @@ class Relay:
             splice = Splice(inbound.request)
             if inbound.is_stream:
                 splice.token = FIRST_TOKEN.get(inbound.path)
-            if can_wait(inbound):
-                alive = KeepAlive(inbound, splice, self._current)
+                if can_wait(inbound):
+                    alive = KeepAlive(inbound, splice, self._current)
             carried = inbound.carried = await self._carry(inbound, body, splice, alive)
             inbound.status = carried.status
             return splice.response()
@@ -142,8 +142,10 @@ class Relay:
         inbound.hops = count_hops(inbound.request.headers.get(HOPS))
         content_type = inbound.request.headers.get(hdrs.CONTENT_TYPE, "")
         body = await hold.read(inbound.request)
-        if content_type == "application/json" or not is_form(content_type):
-            inbound.is_json, body = True, without_bom(body)
+        if content_type == "application/json":
+            body = without_bom(body)
+        elif not is_form(content_type):
+            inbound.is_mistyped, body = True, without_bom(body)
         view = parse_view(body, content_type)
         model = self._registry.snapshot.catalogue.resolve(view.model)
         inbound.asked, inbound.model, inbound.is_stream = view.model, model, bool(view.stream)
@@ -176,17 +178,18 @@ class Relay:
     ) -> Carried:
         config = self._current.config
         affinity = Affinity(inbound.request, inbound.path, body)
-        attempts = Attempts(
-            self._dispatcher,
+        query = Query(
             inbound.model or "",
-            config.upstream.retries,
-            affinity=affinity,
-            turn=next(self._turns),
-            may_evict=inbound.path not in TOKEN_PATHS,
-            home=inbound.home,
-            must_be_home=inbound.is_for_response,
-            could_fit=affinity.could_fit,
-            patience_for=config.loading.timeout,
+            frozenset(),
+            affinity,
+            next(self._turns),
+            inbound.path not in TOKEN_PATHS,
+            inbound.home,
+            inbound.is_for_response,
+            affinity.could_fit,
+        )
+        attempts = Attempts(
+            self._dispatcher, query, config.upstream.retries, config.loading.timeout
         )
         first: RouteDecision | None = None
         while True:
@@ -254,28 +257,22 @@ class Relay:
         ):
             target = f"{target}?{query}"
         return Call(
-            base=route.endpoint,
-            target=target,
-            body=body,
-            lines=self._upstream_lines(inbound, route),
-            answer_lines=self._answer_lines(inbound, route),
-            connect_timeout=upstream.connect_timeout,
-            first_byte_timeout=first_byte,
-            idle_timeout=upstream.idle_timeout,
-            is_json=inbound.is_json,
-            is_fresh=attempts.is_fresh,
-            silence=alive,
-            declines=lambda status: attempts.declines(route, status),
-            inspected=_ERRORS if token else _INSPECTED,
+            route.endpoint,
+            target,
+            body,
+            self._upstream_lines(inbound, route, token),
+            self._answer_lines(inbound, route),
+            upstream.connect_timeout,
+            first_byte,
+            upstream.idle_timeout,
+            inbound.is_mistyped,
+            attempts.is_fresh,
+            _AttemptPolicy(self, inbound, route, attempts, splice),
             revise=mask_of(token).json if token else None,
-            judge=lambda status, content: attempts.judge(route, status, content),
+            silence=alive,
             trusted=self._current.certificates.of(route.node),
             remover=UsageRemover() if inbound.hides_usage else None,
             target_key=route.replica,
-            last_words=lambda fault: refusal_event(
-                self._interrupted(fault, route), inbound, splice
-            ),
-            ends_properly=ends_properly(inbound.path),
         )
 
     def _refusal(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
@@ -298,7 +295,12 @@ class Relay:
             return f"Its token is not sent to {route.endpoint}, which is not on its own host."
         return f"It rejected the token in {token_source(neuron)}."
 
-    def _interrupted(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
+    def has_token(self, node: str) -> bool:
+        """Return whether the gateway has a token for a node."""
+        return bool(self._current.tokens.get(node))
+
+    def interrupted(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
+        """Return the refusal that a stream ends with when its upstream breaks off."""
         return self._masked(_interrupted(fault, route), route)
 
     def _masked(self, refusal: Refusal, route: RouteDecision) -> Refusal:
@@ -306,9 +308,9 @@ class Relay:
         refusal.message = mask_of(self._current.tokens.get(route.node)).text(refusal.message)
         return refusal
 
-    def _upstream_lines(self, inbound: Inbound, route: RouteDecision) -> bytes:
+    def _upstream_lines(self, inbound: Inbound, route: RouteDecision, token: str | None) -> bytes:
         said = f"X-Request-Id: {inbound.request_id}\r\n{HOP_LINES[inbound.hops]}"
-        if token := self._current.tokens.get(route.node):
+        if token:
             node = self._registry.snapshot.nodes[route.node]
             if may_carry_token(route.endpoint, node.endpoint):
                 said += f"Authorization: Bearer {token}\r\n"
@@ -321,6 +323,43 @@ class Relay:
         if not gateway.expose_route:
             return own
         return own + _route_lines(route.node, route.replica.model, route.route)
+
+
+class _AttemptPolicy(Policy):
+    """Decides about the answer to one attempt of one request."""
+
+    __slots__ = ("_attempts", "_inbound", "_relay", "_route", "_splice")
+
+    def __init__(
+        self,
+        relay: Relay,
+        inbound: Inbound,
+        route: RouteDecision,
+        attempts: Attempts,
+        splice: Splice,
+    ) -> None:
+        self._relay = relay
+        self._inbound = inbound
+        self._route = route
+        self._attempts = attempts
+        self._splice = splice
+
+    def declines(self, status: int) -> bool:
+        return self._attempts.declines(self._route, status)
+
+    def inspects(self, status: int) -> bool:
+        # A node may echo its token in any error.
+        return status in _INSPECTED or (status >= 400 and self._relay.has_token(self._route.node))
+
+    def judge(self, status: int, content: bytes) -> What | None:
+        return self._attempts.judge(self._route, status, content)
+
+    def last_words(self, fault: UpstreamFault) -> bytes:
+        refusal = self._relay.interrupted(fault, self._route)
+        return refusal_event(refusal, self._inbound, self._splice)
+
+    def ends_properly(self) -> bool:
+        return ends_properly(self._inbound.path)
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -11,8 +10,7 @@ import msgspec
 
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.liveness import BACK_PRESSURE
-from cortexd.fleet.choice import Affinity, no_affinity
-from cortexd.fleet.routing import Query, always_fits
+from cortexd.fleet.routing import Query
 from cortexd.proxy.answer import UpstreamFault, What
 from cortexd.wire.engine_errors import is_context_overflow, is_unknown_model
 
@@ -26,11 +24,8 @@ MAX_RECHECKS: Final = 2
 class Attempts:
     """Retry state of one request: the nodes tried, and the query for the next attempt.
 
+    query: what to ask of routing; changes with what was tried.
     retries: how many attempts may follow the first.
-    affinity, turn: decide among replicas that are equally busy.
-    query: the query for routing.
-    may_evict: whether other models may be unloaded for the request.
-    home, must_be_home, could_fit: see Query.
     patience_for: seconds that a request which met a cold model may wait in all.
     since: loop time at which the request arrived, set once a node has refused it though it had
         waited for its model: it returns to its place in the queue.
@@ -45,21 +40,12 @@ class Attempts:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        model: str,
+        query: Query,
         retries: int,
-        *,
-        affinity: Affinity = no_affinity,
-        turn: int = 0,
-        may_evict: bool = True,
-        home: str | None = None,
-        must_be_home: bool = False,
-        could_fit: Callable[[int], bool] = always_fits,
         patience_for: float = 0.0,
     ) -> None:
         self._dispatcher = dispatcher
-        self.query = Query(
-            model, frozenset(), affinity, turn, may_evict, home, must_be_home, could_fit
-        )
+        self.query = query
         self._left = retries
         self._began = dispatcher.now()
         self._patience_for = patience_for

@@ -228,19 +228,18 @@ class Api:
 
     async def _serve(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
         content_type = request.headers.get("Content-Type", "")
-        is_json = content_type == "application/json" or not multipart.is_form(content_type)
-        if is_json:
+        if is_form := multipart.is_form(content_type):
+            model = _model_of_form(body, content_type)
+        else:
             body = without_bom(body)
             model = _decoded(_decode_view, body).model
-        else:
-            model = _model_of_form(body, content_type)
         async with self._residency.serving(model) as engine:
             call = Call(
                 engine.url,
                 request.rel_url.raw_path_qs,
                 body,
                 lines(engine.headers),
-                is_json=is_json,
+                is_mistyped=not is_form and content_type != "application/json",
             )
             splice = Splice(request)
             try:

@@ -83,6 +83,10 @@ class Hold:
         """
         field = request.headers.get(hdrs.CONTENT_ENCODING)
         if field is None or field.lower() == "identity":
+            content = request.content
+            if content.is_eof():  # as is usual: it came with the head
+                self._grow(content.total_bytes)
+                return content.read_nowait()
             return await self._read(request)
         encoding = known_encoding(field) if self._bodies.decodes else None
         if encoding is None:
@@ -135,9 +139,11 @@ class Hold:
         return b"".join(found)
 
     def _grow(self, more: int) -> None:
-        self._check(more)
+        bodies = self._bodies
+        if self._size + more > bodies.max_body or bodies.held + more > bodies.max_buffered:
+            self._check(more)
         self._size += more
-        self._bodies.held += more
+        bodies.held += more
 
     def _check(self, more: int) -> None:
         """Raise Refusal if there is no room for so many more bytes."""

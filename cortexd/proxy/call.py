@@ -6,8 +6,8 @@ Nothing here opens a connection or decides anything.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Collection
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import msgspec
 
@@ -16,16 +16,37 @@ from cortexd.wire.sse import UsageRemover
 from cortexd.wire.usage import Usage
 
 
-def _never(status: int) -> bool:
-    return False
+class Policy:
+    """Decides which answers are passed on, and how broken streams end: by default all, unexplained.
+
+    Asked once per answer at most, so one object per attempt costs less than a function for each.
+    """
+
+    __slots__ = ()
+
+    def declines(self, status: int) -> bool:
+        """Return whether an error answer is given up while nothing of it is passed on."""
+        return False
+
+    def inspects(self, status: int) -> bool:
+        """Return whether an error answer, if short, is read whole and judged before it is passed
+        on."""
+        return False
+
+    def judge(self, status: int, content: bytes) -> What | None:
+        """Return the fault to raise instead of passing on an inspected answer; None: pass it on."""
+        return None
+
+    def last_words(self, fault: UpstreamFault) -> bytes:
+        """Return the last event of an event stream that broke off."""
+        return b""
+
+    def ends_properly(self) -> bool:
+        """Return whether such a stream still ends as HTTP says, after its last event."""
+        return False
 
 
-def _pass_on_any(status: int, content: bytes) -> What | None:
-    return None
-
-
-def _no_words(fault: UpstreamFault) -> bytes:
-    return b""
+PASS_ON: Final = Policy()
 
 
 class Silence(Protocol):
@@ -43,15 +64,10 @@ class Call(msgspec.Struct, frozen=True):
         besides the upstream's own.
     connect_timeout, first_byte_timeout, idle_timeout: seconds until the connection is open, until
         the first byte of the answer's body (None: as long as the client waits), and between two.
-    is_json: the body is JSON, and is sent as `application/json`.
+    is_mistyped: the body is JSON that the client announced as something else.
     is_fresh: use a new connection, even if the pool has one.
-    declines: called with the status of the answer; True drops the answer before it is passed on.
-    inspected: statuses of answers that, if they are short, are read whole before they are passed
-        on. judge: called with the status and the body of such an answer; returns the fault to
-        raise instead of passing it on, or None. revise: returns what to pass on in place of such a
-        body, or of header lines.
-    last_words: returns the last event of an event stream that broke off.
-    ends_properly: whether such a stream still ends as HTTP requires, after `last_words`.
+    policy: decides what is passed on. revise: returns what to pass on in place of an inspected body,
+        or of header lines.
     silence: called a few times a second until the first byte of the answer; it may open the stream
         before the answer arrives.
     remover: takes the usage that the client did not ask for out of an event stream again.
@@ -67,14 +83,10 @@ class Call(msgspec.Struct, frozen=True):
     connect_timeout: float = 3.0
     first_byte_timeout: float | None = None
     idle_timeout: float = 300.0
-    is_json: bool = False
+    is_mistyped: bool = False
     is_fresh: bool = False
-    declines: Callable[[int], bool] = _never
-    inspected: Collection[int] = ()
-    judge: Callable[[int, bytes], What | None] = _pass_on_any
+    policy: Policy = PASS_ON
     revise: Callable[[bytes], bytes] | None = None
-    last_words: Callable[[UpstreamFault], bytes] = _no_words
-    ends_properly: bool = False
     silence: Silence | None = None
     remover: UsageRemover | None = None
     trusted: ssl.SSLContext | None = None

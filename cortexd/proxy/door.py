@@ -308,7 +308,8 @@ class Door(web.RequestHandler):
 
     async def _serve(self, message: Any, payload: StreamReader) -> bool:
         """Answer one; whether the connection may go on after it."""
-        cast(Gate, self._gate).message_consumed()
+        gate: Gate = self._gate  # type: ignore[assignment] # a cast would be a call
+        gate.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
         if self.lag is None:

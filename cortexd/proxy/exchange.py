@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import Head, UpstreamFault
@@ -26,6 +27,7 @@ from cortexd.wire import usage
 
 __all__ = ["Call", "Carried", "Exchange", "InProgress"]
 
+_FIRST_ERROR: Final = 400  # the lowest status of an error
 _WORDS: Final = 16 * 1024  # bytes of an answer that has no place, for what it says
 
 
@@ -162,7 +164,8 @@ class _Flight:
     def head(self, head: Head) -> None:
         """Pass the head on, unless it is not wanted."""
         call, splice = self._call, self._splice
-        if call.declines(head.status):
+        is_error = head.status >= _FIRST_ERROR
+        if is_error and call.policy.declines(head.status):
             raise UpstreamFault("declined", f"it answered {head.status}")
         if splice.is_open and (head.status != 200 or not head.is_event_stream):
             # The gateway has begun an event stream: no other answer fits in, but its words may.
@@ -175,7 +178,8 @@ class _Flight:
         self._since = self._loop.time()
         self._limit = call.first_byte_timeout or call.idle_timeout
         if (
-            head.status in call.inspected
+            is_error
+            and call.policy.inspects(head.status)
             and not head.is_event_stream
             and (head.length or 0) <= _WORDS
         ):
@@ -311,7 +315,7 @@ class _Flight:
         """Pass on an answer that was read whole. Return False if `judge` made a fault of it."""
         self._held = None
         content = self._splice.withdraw()
-        what = self._call.judge(head.status, content)
+        what = self._call.policy.judge(head.status, content)
         if what is not None:
             fault = UpstreamFault(what, f"it answered {head.status}")
             fault.status, fault.content = head.status, content
@@ -326,8 +330,9 @@ class _Flight:
 
     def _refuse(self, fault: UpstreamFault) -> None:
         """End with an answer that can't be part of the open stream."""
-        if fault.status in self._call.inspected:
-            fault.what = self._call.judge(fault.status, fault.content) or fault.what
+        policy = self._call.policy
+        if policy.inspects(fault.status):
+            fault.what = policy.judge(fault.status, fault.content) or fault.what
         self._break_off(fault)
 
     def _flush_rest(self) -> bool:
@@ -367,11 +372,11 @@ class _Flight:
         if splice.opening is not None:
             splice.opening.rest()  # nothing of this answer may come before another
         if self._is_passed_on:
-            words = self._call.last_words(fault) if splice.is_event_stream else b""
+            words = self._call.policy.last_words(fault) if splice.is_event_stream else b""
             # Where there is neither a word nor a missing chunk, only a reset tells.
             if words or (splice.is_event_stream and splice.is_chunked):
                 splice.say(words)
-                if words and self._call.ends_properly:
+                if words and self._call.policy.ends_properly():
                     splice.end()
                 else:
                     splice.cut()
@@ -386,10 +391,14 @@ class _Flight:
 
 def _request_head(request: web.BaseRequest, origin: Origin, target: str, call: Call) -> bytes:
     fields = request.raw_headers
-    is_mistyped = call.is_json and request.headers.get(hdrs.CONTENT_TYPE) != "application/json"
-    return b"%b%b%b\r\n" % (
-        f"{request.method} {target} HTTP/1.1\r\nHost: {origin.netloc}\r\n"
-        f"Content-Length: {len(call.body)}\r\nAccept-Encoding: identity\r\n".encode(),
-        upstream_json_lines(fields) if is_mistyped else upstream_lines(fields),
+    return b"%bContent-Length: %d\r\n%b%b\r\n" % (
+        _first_lines(request.method, target, origin.netloc),
+        len(call.body),
+        upstream_json_lines(fields) if call.is_mistyped else upstream_lines(fields),
         call.lines,
     )
+
+
+@lru_cache(maxsize=256)
+def _first_lines(method: str, target: str, netloc: str) -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: {netloc}\r\nAccept-Encoding: identity\r\n".encode()

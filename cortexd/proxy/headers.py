@@ -58,8 +58,6 @@ _NOT_TO_CLIENT: Final = _HOP_BY_HOP | {
     b"set-cookie",
     b"x-request-id",
 }
-# Every answer of the gateway's may depend on the page that asks.
-VARY: Final = b"Vary: Origin\r\n"
 # Nothing on the way may hold an event back: neither a cache nor an nginx in front.
 UNBUFFERED: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _NOT_TO_CLIENT_OF_EVENTS: Final = _NOT_TO_CLIENT | {b"cache-control", b"x-accel-buffering"}
@@ -69,9 +67,11 @@ _MOST: Final = 512  # names that are remembered
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
 
 
-class _Kept(dict[bytes, bool]):
+class _Kept(dict[bytes, bool | None]):
     """Cache of whether a field is kept, by its name as it is spelt: few names ever occur.
 
+
+    None: its value decides (`Vary`), or names others that are not kept (`Connection`).
     drops: whether a name in lower case is dropped though it is not in `dropped`.
     """
 
@@ -82,17 +82,23 @@ class _Kept(dict[bytes, bool]):
         self.dropped = dropped
         self.drops = drops
 
-    def __missing__(self, name: bytes) -> bool:
+    def __missing__(self, name: bytes) -> bool | None:
         low = name.lower()
-        is_kept = low not in self.dropped and not low.startswith(_OURS)
+        is_kept: bool | None = low not in self.dropped and not low.startswith(_OURS)
         if is_kept and self.drops is not None:
             is_kept = not self.drops(low)
+        if low in _JUDGED_BY_VALUE:
+            is_kept = None
         if len(name) <= _LONGEST:
             if len(self) >= _MOST:
                 self.clear()
             self[name] = is_kept
         return is_kept
 
+
+_JUDGED_BY_VALUE: Final = frozenset({b"connection", b"vary"})
+# What a Connection field says that names no other field.
+_NAMES_NONE: Final = frozenset({b"keep-alive", b"close", b""})
 
 _UPSTREAM: Final = _Kept(_NOT_UPSTREAM, is_credential)
 _UPSTREAM_UNTYPED: Final = _Kept(_NOT_UPSTREAM | {b"content-type"}, is_credential)
@@ -124,15 +130,11 @@ def is_json(content_type: str) -> bool:
 def client_lines(fields: Fields, own: bytes = b"", *, is_event_stream: bool) -> bytes:
     """Return the upstream's fields that go to the client, as lines, followed by `own`.
 
-    `Vary: Origin` is there once, even if the upstream sends it too.
+    `Vary: Origin` is not passed on: `own` says it.
     """
     if is_event_stream:
-        kept = _lines(fields, _CLIENT_OF_EVENTS) + _UNBUFFERED
-    else:
-        kept = _lines(fields, _CLIENT)
-    if b"ary: Origin\r\n" in kept:  # servers differ in how they spell the name
-        own = own.replace(VARY, b"")
-    return kept + own
+        return _lines(fields, _CLIENT_OF_EVENTS) + _UNBUFFERED + own
+    return _lines(fields, _CLIENT) + own
 
 
 def lines(fields: Mapping[str, str]) -> bytes:
@@ -148,11 +150,15 @@ _UNBUFFERED: Final = lines(UNBUFFERED)
 def _lines(fields: Fields, kept: _Kept) -> bytes:
     said: list[bytes] = []
     for name, value in fields:
-        if kept[name]:
+        if is_kept := kept[name]:
             said += (name, b": ", value, b"\r\n")
-        elif name.lower() == b"connection":
+        elif is_kept is None and value not in _NAMES_NONE:
+            if name.lower() == b"vary":
+                if value != b"Origin":  # every answer of the gateway says that
+                    said += (name, b": ", value, b"\r\n")
+                continue
             words = _words(value)
-            if not words <= {b"keep-alive", b"close", b""} and not words <= kept.dropped:
+            if not words <= _NAMES_NONE and not words <= kept.dropped:
                 # Of all of them: there may be thousands.
                 named = (_words(value) for name, value in fields if name.lower() == b"connection")
                 return _lines(fields, _Kept(kept.dropped.union(*named), kept.drops))

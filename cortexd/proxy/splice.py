@@ -12,7 +12,7 @@ import re
 import time
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from aiohttp import web
 
@@ -74,8 +74,10 @@ class Splice:
 
     def __init__(self, request: web.BaseRequest) -> None:
         self._request = request
-        self._door = door = cast(Door, request.protocol)
-        self._transport = cast(asyncio.Transport, door.transport)
+        # Annotations, not casts: those are calls, and this is done for each request.
+        door: Door = request.protocol  # type: ignore[assignment]
+        self._door = door
+        self._transport: asyncio.Transport = door.transport  # type: ignore[assignment]
         self._must_close = not request.keep_alive or request.version < (1, 1)
         self._out: list[bytes] = []
         self._kept: list[bytes] = []
@@ -102,13 +104,14 @@ class Splice:
             lines,
             _date(int(time.time())),
         )
+        end = b"Connection: close\r\n\r\n" if self._must_close else _KEPT_OPEN
         if length is not None:
             if length or status not in (204, 304):
-                head += b"Content-Length: %d\r\n" % length
+                end = b"Content-Length: %d\r\n%b" % (length, end)
         elif self._request.version >= (1, 1):
             self.is_chunked = True
-            head += b"Transfer-Encoding: chunked\r\n"
-        head += b"Connection: close\r\n\r\n" if self._must_close else _KEPT_OPEN
+            end = b"Transfer-Encoding: chunked\r\n" + end
+        head += end
         # From here on nobody must answer in our place, whatever goes wrong.
         self._request.writer.output_size = 1
         self._head = head
@@ -135,7 +138,11 @@ class Splice:
                 if not data:
                     return
                 self.opening = None
-            self._look_for_token(data)
+            if self.token is None or not self.is_event_stream:
+                self._is_early = False
+                self.first_at = time.monotonic()  # the loop's own clock counts whole milliseconds
+            else:
+                self._look_for_token(data, self.token)
         self._kept.append(data)
         self._kept_size += len(data)
         if self._kept_size > 2 * _TAIL:
@@ -234,14 +241,12 @@ class Splice:
         if self.source is not None:
             self.source.lost()
 
-    def _look_for_token(self, data: bytes) -> None:
+    def _look_for_token(self, data: bytes, token: re.Pattern[bytes]) -> None:
         """Note when the first byte and the first token are written."""
-        now = time.monotonic()  # the loop's own clock counts whole milliseconds
+        now = time.monotonic()
         if self.first_at is None:
             self.first_at = now
-        if self.token is None or not self.is_event_stream:
-            self._is_early = False
-        elif self.token.search(self._overlap + data):
+        if token.search(self._overlap + data):
             self.token_at = now
             self._is_early, self._overlap = False, b""
         else:

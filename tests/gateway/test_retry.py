@@ -48,7 +48,9 @@ A = RouteDecision(Replica("a", "m", "loaded"), "http://a", "loaded", Lease(Ledge
 
 
 def attempts(*nodes: str, retries: int = 2, **options: Any) -> Attempts:
-    return Attempts(cast(Dispatcher, Routes("a", *nodes, **options)), "m", retries)
+    return Attempts(
+        cast(Dispatcher, Routes("a", *nodes, **options)), Query("m", frozenset()), retries
+    )
 
 
 def fault(what: What, *, after: float = 0.0, reused: bool = False) -> UpstreamFault:
@@ -85,7 +87,7 @@ async def test_every_attempt_asks_for_the_same_affinity_and_turn() -> None:
     def key() -> int:
         return 7
 
-    tries = Attempts(cast(Dispatcher, Routes("a", "b")), "m", 2, affinity=key, turn=3)
+    tries = Attempts(cast(Dispatcher, Routes("a", "b")), Query("m", frozenset(), key, 3), 2)
     before = tries.query
     assert await tries.has_next(fault("refused"), A)
     for query in (before, tries.query):
@@ -172,7 +174,7 @@ async def test_node_that_still_lists_the_missing_model_is_passed_over(
 ) -> None:
     routes = Routes("a", *nodes)
     routes.is_listed = True
-    tries = Attempts(cast(Dispatcher, routes), "m", 0)
+    tries = Attempts(cast(Dispatcher, routes), Query("m", frozenset()), 0)
     assert await tries.has_next(fault("model_missing"), A) is expected
     assert tries.query.tried == {"a"}
 
@@ -188,7 +190,7 @@ COLD = msgspec.structs.replace(A, route="cold")
 async def test_who_has_waited_for_a_model_goes_back_to_the_line_as_often_as_need_be(
     status: int,
 ) -> None:
-    tries = Attempts(cast(Dispatcher, Routes("a")), "m", 0, patience_for=60)
+    tries = Attempts(cast(Dispatcher, Routes("a")), Query("m", frozenset()), 0, patience_for=60)
     arrived = asyncio.get_running_loop().time()
     assert tries.since is None
     for _ in range(5):
@@ -202,7 +204,7 @@ async def test_who_has_waited_for_a_model_goes_back_to_the_line_as_often_as_need
 async def test_what_was_declined_for_its_place_goes_back_though_the_bound_has_passed() -> None:
     """The line then says that it still loads; no other node is tried in vain."""
     routes = Routes("a")
-    tries = Attempts(cast(Dispatcher, routes), "m", 2, patience_for=10)
+    tries = Attempts(cast(Dispatcher, routes), Query("m", frozenset()), 2, patience_for=10)
     assert tries.declines(COLD, 503)
     routes.later = 11
     assert await tries.has_next(fault("declined"), COLD)
@@ -211,5 +213,5 @@ async def test_what_was_declined_for_its_place_goes_back_though_the_bound_has_pa
 
 
 async def test_nobody_waits_for_longer_than_the_bound() -> None:
-    tries = Attempts(cast(Dispatcher, Routes("a")), "m", 0, patience_for=0)
+    tries = Attempts(cast(Dispatcher, Routes("a")), Query("m", frozenset()), 0, patience_for=0)
     assert not tries.declines(COLD, 503)

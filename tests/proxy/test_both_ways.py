@@ -229,9 +229,11 @@ async def test_other_headers_come_back_in_their_order_with_their_doubles() -> No
     async with staged([Send(sized(ANSWER, *sent))]) as stage:
         heard = await stage.ask()
         names = {line.partition(":")[0].lower() for line in sent}
+        # `Vary: Origin` is the gateway's own, and comes with its own fields.
+        expected = [line for line in sent if line != "Vary: Origin"] + ["Vary: Origin"]
         assert [pair for pair in heard.headers if pair[0] in names] == [
             (name.lower(), value.strip(" \t"))
-            for name, _, value in (line.partition(":") for line in sent)
+            for name, _, value in (line.partition(":") for line in expected)
         ]
 
 

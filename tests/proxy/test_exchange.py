@@ -15,7 +15,7 @@ from aiohttp import web
 
 from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import UpstreamFault
-from cortexd.proxy.call import Call, Carried
+from cortexd.proxy.call import Call, Carried, Policy
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.splice import Splice
 from cortexd.wire.chunks import FirstChunk
@@ -53,6 +53,22 @@ async def opened(play: Play) -> AsyncIterator[Client]:
     await exchange.close()
 
 
+class EndsInError(Policy):
+    """Ends a stream that broke off with an event of its own."""
+
+    def __init__(self, *, is_proper: bool = False) -> None:
+        self.is_proper = is_proper
+
+    def last_words(self, fault: UpstreamFault) -> bytes:
+        return ERROR
+
+    def ends_properly(self) -> bool:
+        return self.is_proper
+
+
+ENDS_IN_ERROR = EndsInError()
+
+
 def call(url: str, first_byte_timeout: float | None = None) -> Call:
     return Call(
         url,
@@ -60,7 +76,7 @@ def call(url: str, first_byte_timeout: float | None = None) -> Call:
         b"{}",
         answer_lines=b"X-Late: 1\r\n",
         first_byte_timeout=first_byte_timeout,
-        last_words=lambda fault: ERROR,
+        policy=ENDS_IN_ERROR,
     )
 
 
@@ -151,7 +167,7 @@ async def test_an_upstream_that_dies_in_the_open_stream_ends_it_in_the_last_word
     origin = Origin([Send(SSE_HEAD + chunks(EVENTS[0])), Close()])
 
     async def play(splice: Splice, carry: Carry) -> None:
-        asked = msgspec.structs.replace(call(origin.url), ends_properly=is_proper)
+        asked = msgspec.structs.replace(call(origin.url), policy=EndsInError(is_proper=is_proper))
         carried.append(await carry(asked))
 
     async with origin.running(), opened(play) as client:
