@@ -66,8 +66,8 @@ class Call(msgspec.Struct, frozen=True):
         the first byte of the answer's body (None: as long as the client waits), and between two.
     is_mistyped: the body is JSON that the client announced as something else.
     is_fresh: use a new connection, even if the pool has one.
-    policy: decides what is passed on. revise: returns what to pass on in place of an inspected body,
-        or of header lines.
+    policy: decides what is passed on. revise: returns what to pass on in place of an inspected
+        body, or of header lines.
     silence: called a few times a second until the first byte of the answer; it may open the stream
         before the answer arrives.
     remover: takes the usage that the client did not ask for out of an event stream again.

@@ -70,7 +70,6 @@ _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F)))
 class _Kept(dict[bytes, bool | None]):
     """Cache of whether a field is kept, by its name as it is spelt: few names ever occur.
 
-
     None: its value decides (`Vary`), or names others that are not kept (`Connection`).
     drops: whether a name in lower case is dropped though it is not in `dropped`.
     """
