@@ -106,13 +106,17 @@ class DoorServer(Keeper):
         self._were_idle = idle
 
     def _make_room(self) -> bool:
-        """Close the oldest connection whose client is silent. Return whether there was one."""
+        """Close the oldest connection whose client is silent. Return whether there was one.
+
+        Those that are not silent are examined again after all others.
+        """
         now = self._loop.time()
-        for door in islice(self._doors, EXAMINED):
+        for door in list(islice(self._doors, EXAMINED)):
             if door.silent_for(now) > SILENT:
                 door.make_way()
                 self.forget(door)
                 return True
+            self._doors[door] = self._doors.pop(door)
         return False
 
     def _idle(self) -> set[Door]:

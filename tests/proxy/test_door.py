@@ -734,6 +734,33 @@ async def test_silent_connections_make_room_for_a_new_one(
             assert (await busy.read_answer("GET")).body == b"whole"
 
 
+async def test_connections_that_work_do_not_hide_silent_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(servers, "SILENT", 0.0)
+    monkeypatch.setattr(servers, "EXAMINED", 1)
+    hold, is_let_go = held(b"whole")
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        return await hold(request) if request.path == "/busy" else web.Response(body=b"hello")
+
+    async with (
+        open_site(answer, max_connections=2) as site,
+        connected(site.address) as busy,
+        connected(site.address) as silent,
+    ):
+        await busy.send(get("busy"))
+        await until(lambda: len(site.server.doors) == 2)
+        await until(lambda: any(not door.is_idle for door in site.server.doors))
+        async with connected(site.address) as client:
+            assert b" 503 " in await client.read_rest()
+        async with connected(site.address) as client:
+            assert (await client.ask(GET)).status == 200
+        assert await silent.read_rest() == b""
+        is_let_go.set()
+        assert (await busy.read_answer("GET")).body == b"whole"
+
+
 @pytest.mark.parametrize("begun", [POST + b"12345", b"GET / HTTP/1.1\r\n"])
 async def test_clients_that_send_half_a_request_make_room_for_a_new_one(
     monkeypatch: pytest.MonkeyPatch, begun: bytes
