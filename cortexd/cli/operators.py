@@ -116,17 +116,16 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of that gateway. Raises NoGateway for what goes wrong on the way to it."""
     import aiohttp
 
+    from cortexd.daemon.resolver import Resolver
+
     path = url.removeprefix("unix:") if url.startswith("unix:") else None
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN)
+    resolver = Resolver()  # as the gateway's: `localhost` is both families, names may be of mDNS
     connector: aiohttp.BaseConnector
     if path:
         connector = aiohttp.UnixConnector(path)
-    elif urlsplit(url).hostname == "localhost":
-        from cortexd.cli.loopback import LoopbackResolver
-
-        connector = aiohttp.TCPConnector(resolver=LoopbackResolver(), use_dns_cache=False)
     else:
-        connector = aiohttp.TCPConnector()
+        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
     try:
         async with aiohttp.ClientSession(
             "http://localhost" if path else url,
@@ -142,6 +141,8 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
             words = os.strerror(number) if number else str(error)
         is_absent = number in (errno.ECONNREFUSED, errno.ENOENT)
         raise NoGateway(words, is_absent=is_absent) from error
+    finally:
+        await resolver.close()
 
 
 async def get(client: aiohttp.ClientSession, *segments: str, **query: str) -> Answer:

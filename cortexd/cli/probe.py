@@ -32,10 +32,17 @@ def probe(node: gateway.Neuron, config: gateway.Config, base: Path) -> str:
 async def _ask(endpoint: str, token: str | None, tls: ssl.SSLContext) -> str:
     import aiohttp
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as session:
-        client = NeuronClient(session, endpoint, token=token)
-        devices = (await client.discovery(TIMEOUT)).devices
-        models = await client.models(TIMEOUT)
+    from cortexd.daemon.resolver import Resolver
+
+    resolver = Resolver()  # as the gateway's: it has to find the node by the same name
+    connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
+    try:
+        async with aiohttp.ClientSession(connector=connector) as session:
+            client = NeuronClient(session, endpoint, token=token, trusted=lambda: tls)
+            devices = (await client.discovery(TIMEOUT)).devices
+            models = await client.models(TIMEOUT)
+    finally:
+        await resolver.close()
     return f"{counted(len(devices), 'device')} and {counted(len(models), 'model')}"
 
 

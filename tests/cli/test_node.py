@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
+from cortexd.cli.probe import probe
+from cortexd.config.gateway import Config, Neuron
 from tests.cli.commands import cortexd
 from tests.fakes import FakeNeuron
 
@@ -49,6 +54,21 @@ async def test_node_that_answers_is_added_and_what_it_has_is_shown(config: Path)
     )
     added = f'\n[[neurons]]\nname = "b"\nendpoint = "{neuron.url}"\nweight = 2.0\n'
     assert content(config) == TEXT + added
+
+
+async def test_node_is_probed_by_the_name_that_the_system_knows_as_the_gateway_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    getaddrinfo = socket.getaddrinfo
+
+    def with_mdns(host: Any, *rest: Any, **more: Any) -> Any:
+        return getaddrinfo("127.0.0.1" if host == "beast.local" else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", with_mdns)
+    async with FakeNeuron({"m": "loaded"}).running() as neuron:
+        url = neuron.url.replace("127.0.0.1", "beast.local")
+        said = await asyncio.to_thread(probe, Neuron("beast", url), Config(), tmp_path)
+        assert said == "1 device and 1 model"
 
 
 async def test_node_that_does_not_answer_is_not_added(config: Path) -> None:
