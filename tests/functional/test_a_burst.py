@@ -9,9 +9,10 @@ import aiohttp
 
 from tests.fakes import FakeNeuron
 from tests.functional.processes import daemon, gateway_config
-from tests.waiting import GUARD
+from tests.waiting import GUARD, until
 
 CALLERS = 300
+LOAD = "/models/load"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -41,6 +42,8 @@ async def test_300_requests_for_one_cold_model_on_two_nodes_are_one_load(tmp_pat
                 return answer.status, answer.headers.get("x-cortex-route")
 
         asking = [asyncio.create_task(ask(number)) for number in range(CALLERS)]
+        # Before that they wait for the first polls, and not for a load.
+        await until(lambda: bool(a.called("POST", LOAD) or b.called("POST", LOAD)))
         async with asyncio.timeout(GUARD):
             while (
                 f'load_waiting{{model="m"}} {CALLERS}.0'
@@ -51,7 +54,7 @@ async def test_300_requests_for_one_cold_model_on_two_nodes_are_one_load(tmp_pat
         b.release.set()
         answers = await asyncio.gather(*asking)
         assert set(answers) == {(200, "cold")}
-        loads = a.called("POST", "/models/load") + b.called("POST", "/models/load")
+        loads = a.called("POST", LOAD) + b.called("POST", LOAD)
         assert len(loads) == 1
 
 
@@ -71,7 +74,10 @@ async def test_a_node_slow_to_answer_first_that_holds_the_model_is_served_withou
         ):
             asking = asyncio.create_task(session.post("/v1/chat/completions", json=BODY))
             async with asyncio.timeout(GUARD):
-                while "cortexd_load_waiting{" not in await (await session.get("/metrics")).text():
+                while (
+                    'cortexd_load_waiting{model="m"} 1.0'
+                    not in await (await session.get("/metrics")).text()
+                ):
                     await asyncio.sleep(0.02)
             slow.answer_polls.set()
             answer = await asking
@@ -79,5 +85,5 @@ async def test_a_node_slow_to_answer_first_that_holds_the_model_is_served_withou
             assert answer.headers["x-cortex-node"] == "slow"
             assert answer.headers["x-cortex-route"] == "loaded"
             answer.release()
-        assert not slow.called("POST", "/models/load")
+        assert not slow.called("POST", LOAD)
         assert not quick.called("POST", "/models/load")
