@@ -75,13 +75,6 @@ def read_gateway(
     )
 
 
-def load_neuron(
-    path: Path, environ: Mapping[str, str] = os.environ, *, with_files: bool = True
-) -> neuron.Config:
-    """The neuron's configuration, checked. Raises ConfigError."""
-    return read_neuron(path, environ, with_files=with_files).value
-
-
 def read_neuron(
     path: Path,
     environ: Mapping[str, str] = os.environ,

@@ -168,9 +168,9 @@ class LoadTable:
             entry.may_evict = entry.may_evict or may_evict
             return entry
         if isinstance(decision, Load):
-            entry = self._load(decision.placement, decision.model, unasked=unasked)
-            entry.may_evict = may_evict
-            return entry
+            return self._load(
+                decision.placement, decision.model, unasked=unasked, may_evict=may_evict
+            )
         return self._watch(decision)
 
     def ours(self, model: str) -> Entry | None:
@@ -214,9 +214,15 @@ class LoadTable:
 
     # Jobs.
 
-    def _load(self, placement: Placement, model: str, *, unasked: bool) -> Entry:
-        deadline = now() + self._timeout
-        entry = Entry(model, placement.node, deadline, is_ours=True, is_unasked=unasked)
+    def _load(self, placement: Placement, model: str, *, unasked: bool, may_evict: bool) -> Entry:
+        entry = Entry(
+            model,
+            placement.node,
+            now() + self._timeout,
+            is_ours=True,
+            is_unasked=unasked,
+            may_evict=may_evict,
+        )
         self._loads[model] = entry
         self._registry.ledger.loading[model] = placement.node
         self._loader.reserve(model, placement)

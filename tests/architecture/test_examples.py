@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from cortexd.config import gateway, neuron
-from cortexd.config.check import load_gateway, load_neuron
+from cortexd.config.check import load_gateway, read_neuron
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +33,7 @@ def test_example_sets_nothing_that_is_no_default(name: str) -> None:
     if name == "cortex.toml":
         assert load_gateway(file, {}) == gateway.Config()
     else:
-        assert load_neuron(file, {}) == neuron.Config()
+        assert read_neuron(file, {}).value == neuron.Config()
 
 
 def uncommented(text: str) -> str:
@@ -56,7 +56,7 @@ def test_the_examples_decode_with_every_default_taken_at_its_word(tmp_path: Path
     for table in ("polling", "loading", "routing", "security", "logging"):
         assert getattr(shown, table) == getattr(default, table)
     file.write_text(uncommented((ROOT / "etc/neuron.toml").read_text()))
-    assert load_neuron(file, {}, with_files=False).models
+    assert read_neuron(file, {}, with_files=False).value.models
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cortexd.config.check import load_gateway, load_neuron
+from cortexd.config.check import load_gateway, read_neuron
 from cortexd.config.source import ConfigError
 
 A = "[[neurons]]\nname = 'a'\nendpoint = 'http://a:1'\n"
@@ -138,7 +138,7 @@ def test_the_neurons_file_is_checked_too(tmp_path: Path, text: str, path: str) -
     file = tmp_path / "neuron.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
-        load_neuron(file, {})
+        read_neuron(file, {})
     assert [mistake.path for mistake in error.value.mistakes] == [path]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cortexd.cli.main import main
-from cortexd.config.check import load_gateway, load_neuron
+from cortexd.config.check import load_gateway, read_neuron
 from cortexd.config.neuron import HARNESSES, Agent, Config, LocalModel, Paths
 from cortexd.neuron.app import Neuron
 
@@ -54,7 +54,7 @@ def test_check_reports_what_a_neuron_does_not_find(
     (tmp_path / "neuron.toml").write_text(text)
     status, out, err = checked(tmp_path, capsys, "--neuron")
     assert (status, out, err) == (78, "", f"DIR/neuron.toml:{message}\n")
-    assert load_neuron(tmp_path / "neuron.toml", {})
+    assert read_neuron(tmp_path / "neuron.toml", {}).value
 
 
 def test_check_is_content_with_what_is_there_or_will_be_created(
