@@ -620,7 +620,7 @@ async def test_a_door_lives_by_the_limits_it_was_given() -> None:
         await client.send(GET)
         await client.read_until(b"hello")
         door = site.door
-        assert door._limits is limits
+        assert door._limits == limits
         assert (door.max_line_size, door.max_headers) == (MAX_TARGET, MAX_FIELDS)
         assert door.max_field_size == MAX_HEAD
         assert door._read_bufsize == doors.READ_BUFFER
