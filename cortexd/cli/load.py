@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote
 
 from cortexd.cli import operators
-from cortexd.cli.progress_line import ProgressBar
+from cortexd.cli.progress_line import CLEAR, ProgressBar
 from cortexd.cli.screen import Screen, plain
 
 if TYPE_CHECKING:
@@ -106,13 +106,13 @@ class Progress:
     def draw(self) -> None:
         """Draw the line anew, where that can be done."""
         if self._redraws:
-            self._out.write(f"\r\x1b[K{plain(self.line())}")
+            self._out.write(f"{CLEAR}{plain(self.line())}")
             self._out.flush()
 
     def clear(self) -> None:
         """Leave the terminal as it was."""
         if self._redraws:
-            self._out.write("\r\x1b[K")
+            self._out.write(CLEAR)
             self._out.flush()
 
     def _print(self, text: str, *, keep: bool = True) -> None:

@@ -13,6 +13,8 @@ import socket
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
+from cortexd.daemon.resolver import is_localhost
+
 
 class EndpointRefused(Exception):
     """The node names an endpoint that must not be used; the message says why and what to do."""
@@ -98,7 +100,7 @@ def _port(url: str) -> int:
 def is_loopback(host: str) -> bool:
     """Whether a host name means "this very machine", in any spelling that a resolver accepts."""
     name = _name(host)
-    if name == "localhost" or name.endswith(".localhost"):
+    if is_localhost(name):
         return True
     address = _address(name)
     if address is None:
