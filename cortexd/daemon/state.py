@@ -137,7 +137,7 @@ class StateFile:
                 await self._probe(file)
             return
         try:
-            await asyncio.to_thread(_replace, file, msgspec.json.encode(state))
+            await asyncio.to_thread(_replace, file, _encoded(state))
         except OSError as error:
             self._note(file, _words(error))
         else:
@@ -231,6 +231,13 @@ def _read(file: Path) -> State:
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_SIZE:
         raise ValueError("it is not a file of the gateway's")
     return _decode.decode(file.read_bytes())
+
+
+def _encoded(state: State) -> bytes:
+    """Return the content of the file, which must be short enough to be read: what was learnt from
+    nodes gives way to what an operator decided."""
+    content = msgspec.json.encode(state)
+    return content if len(content) <= MAX_SIZE else msgspec.json.encode(State(state.drained))
 
 
 def _try_writing(file: Path) -> None:

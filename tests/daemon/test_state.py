@@ -60,6 +60,15 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [it.getMessage() for it in caplog.records if it.levelno == logging.WARNING]
 
 
+async def test_what_nodes_report_can_not_make_the_file_too_long_to_be_read(tmp_path: Path) -> None:
+    crowd = tuple(
+        Footprint(msgspec.structs.replace(KEY, model="m" * 500, devices=number), 1.0, "cafe")
+        for number in range(MAX_SIZE // 500)
+    )
+    await keep(tmp_path, State(("a",), crowd))
+    assert await read(tmp_path) == State(("a",))
+
+
 async def test_what_was_put_is_there_after_a_restart(tmp_path: Path) -> None:
     directory = tmp_path / "not/there/yet"
     assert await read(directory) == State()
