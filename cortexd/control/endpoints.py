@@ -40,7 +40,8 @@ class Endpoints:
         self._current = current
         self._tasks = Tasks()
         self._known: dict[tuple[str, str], tuple[Replica, str]] = {}
-        self._asked: dict[tuple[str, str], asyncio.Task[str | Refusal | EndpointMissing]] = {}
+        # By the replica itself: another process, or another node of the name, is asked anew.
+        self._asked: dict[Replica, asyncio.Task[str | Refusal | EndpointMissing]] = {}
 
     def known(self, replica: Replica) -> str | None:
         """The same when it need not be asked."""
@@ -52,18 +53,17 @@ class Endpoints:
 
         Raises EndpointMissing, or Refusal (endpoint_resolve_failed, endpoint_refused).
         """
-        key = (replica.node, replica.model)
         if (known := self.known(replica)) is not None:
             return known
         # Simultaneous requests share one question; it belongs to none of them.
-        task = self._asked.get(key)
+        task = self._asked.get(replica)
         if task is None:
             # Whom to ask is looked up now: by its turn the node may have left.
             node, client = self._registry.snapshot.nodes[replica.node], self._clients[replica.node]
-            task = self._asked[key] = self._tasks.spawn(
+            task = self._asked[replica] = self._tasks.spawn(
                 f"endpoint {replica.node}", self._ask(replica, node, client)
             )
-            task.add_done_callback(lambda _: self._asked.pop(key, None))
+            task.add_done_callback(lambda _: self._asked.pop(replica, None))
         found = await asyncio.shield(task)
         if isinstance(found, Exception):
             raise found
@@ -85,10 +85,11 @@ class Endpoints:
     async def _ask(
         self, replica: Replica, node: Node, client: NeuronClient
     ) -> str | Refusal | EndpointMissing:
-        config = self._current.config
         try:
-            said = await client.endpoint(replica.model, config.polling.timeout)
-            url = usable_endpoint(said, node.endpoint, config.security.allowed_inference_hosts)
+            said = await client.endpoint(replica.model, self._current.config.polling.timeout)
+            # The rule that holds now: it may have changed while the node was asked.
+            allowed = self._current.config.security.allowed_inference_hosts
+            url = usable_endpoint(said, node.endpoint, allowed)
         except EndpointRefused as error:
             words = client.masked(str(error))
             log.warning("node %s, model %r: %s", node.name, replica.model, words)

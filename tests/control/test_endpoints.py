@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 from aiohttp import web
 
+from cortexd.config.gateway import Config, Security
 from tests.fakes import FakeNeuron
-from tests.gateway.fleet import running_fleet
+from tests.gateway.fleet import FAST, running_fleet
+from tests.gateway.reloading import neurons, reloaded
 from tests.waiting import until
 
 
@@ -37,6 +40,44 @@ async def test_a_restart_of_the_node_makes_the_gateway_ask_anew() -> None:
         await until(lambda: fleet.gateway.registry.snapshot.nodes["a"].epoch == 1)
         await fleet.ask()
         assert len(neuron.called("GET", "/models/m/endpoint")) == 2
+
+
+class HeldEndpoint(FakeNeuron):
+    """Says where it serves only once `goes_on` is set."""
+
+    def __init__(self, models: dict[str, Any]) -> None:
+        super().__init__(models)
+        self.goes_on = asyncio.Event()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        answer = await super()._handle(request)
+        if request.path.endswith("/endpoint"):
+            await self.goes_on.wait()
+        return answer
+
+
+async def test_another_node_of_the_name_is_asked_itself_while_its_predecessor_is_asked() -> None:
+    old, new = HeldEndpoint({"m": "loaded"}), FakeNeuron({"m": "loaded"})
+    async with running_fleet(a=old) as fleet, new.running():
+        first = asyncio.ensure_future(fleet.ask())
+        await until(lambda: len(old.called("GET", "/models/m/endpoint")) == 1)
+        await reloaded(fleet, neurons=neurons(a=new))
+        assert (await fleet.ask()).status == 200
+        assert (len(old.inference), len(new.inference)) == (0, 1)
+        old.goes_on.set()
+        await first
+
+
+async def test_rule_that_a_reload_changes_holds_for_a_node_that_is_being_asked() -> None:
+    neuron = HeldEndpoint({"m": "loaded"})
+    neuron.endpoint_answer = lambda _: web.json_response({"url": "http://192.0.2.1:1"})
+    config = Config(polling=FAST, security=Security(("192.0.2.1",)))
+    async with running_fleet(config=config, a=neuron) as fleet:
+        first = asyncio.ensure_future(fleet.ask())
+        await until(lambda: len(neuron.called("GET", "/models/m/endpoint")) == 1)
+        await reloaded(fleet, security=Security())
+        neuron.goes_on.set()
+        assert (await first).headers["x-cortex-code"] == "endpoint_refused"
 
 
 async def test_an_endpoint_with_a_path_is_a_base() -> None:
