@@ -113,8 +113,8 @@ class Reload:
         found = changes(before, after)
         after = msgspec.structs.replace(after, config=in_use(before.config, after.config))
         self._current.put(after)
-        self._swap(after, found)
         self._listeners.replace(opened)
+        self._swap(after, found)
         return self._succeeded(found)
 
     def _failed(self, mistakes: list[str]) -> Refusal:

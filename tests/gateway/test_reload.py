@@ -94,6 +94,11 @@ async def test_new_connections_get_the_time_that_the_largest_body_needs() -> Non
         assert listener.server._limits.body_total == 8192
         await reloaded(fleet, gateway=gateway(fleet, max_body=Size(1)))
         assert listener.server._limits == DEFAULT_LIMITS
+        moved = gateway(fleet, listen="[::1]:0", max_body=Size(1 << 30), max_buffered=Size(1 << 30))
+        await reloaded(fleet, gateway=moved)
+        listener = fleet.gateway.listeners["listen"]
+        assert listener is not None
+        assert listener.server._limits.body_total == 8192
 
 
 async def test_the_same_file_changes_nothing() -> None:
