@@ -28,10 +28,11 @@ from cortexd.errors import Refusal
 from cortexd.fleet.catalogue import Catalogue
 from cortexd.fleet.observe import Observation
 from cortexd.fleet.routing import Query, Wait, decide
-from cortexd.fleet.snapshot import Node
+from cortexd.fleet.snapshot import Node, Replica
 from cortexd.metrics import Metrics
 from cortexd.nodes.client import NodeError
 from cortexd.wire.neuron import (
+    FAILED,
     LOADED,
     LOADING,
     RELOADING,
@@ -152,7 +153,7 @@ class WatchedRegistry(Registry):
 
     def lease(self, node: str, model: str) -> Lease:
         key, replica = (node, model), self.replica(node, model)
-        if replica is None or replica.status not in {LOADED, RELOADING, UNLOADED}:
+        if replica is None or not self._may_claim(replica):
             self.wrong.append(f"a claim on {model} on {node}, which is {replica}")
         if node in self.ledger.gates.get(model, ()):
             self.wrong.append(f"a claim on {model} on {node}, which is being unloaded")
@@ -167,6 +168,13 @@ class WatchedRegistry(Registry):
                 if load.id == model and most and self.ledger.in_flight.get(key, 0) >= most:
                     self.wrong.append(f"{node} is sent more of {model} than it takes")
         return super().lease(node, model)
+
+    def _may_claim(self, replica: Replica) -> bool:
+        if replica.status == FAILED:  # its node tries it again, once the back-off has ended
+            failure = self.ledger.failures.get((replica.node, replica.model))
+            is_over = failure is None or failure.until <= now()
+            return is_over and replica.model not in self.snapshot.catalogue.profiles
+        return replica.status in {LOADED, RELOADING, UNLOADED}
 
 
 class Crashes(logging.Handler):
