@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
-from http import HTTPStatus
 from itertools import count
 from typing import Final
 
@@ -15,10 +14,8 @@ from aiohttp import hdrs, web
 from cortexd import errors
 from cortexd.config.current import Current
 from cortexd.config.gateway import Gateway
-from cortexd.config.secrets import token_source
 from cortexd.control.dispatch import Dispatcher, RouteDecision
 from cortexd.control.liveness import Liveness
-from cortexd.control.refusals import shutting_down
 from cortexd.control.registry import Registry
 from cortexd.errors import Refusal
 from cortexd.fleet.aliases import name_alias
@@ -37,29 +34,25 @@ from cortexd.gateway.stored_responses import (
     requested_response,
     response_not_found,
 )
-from cortexd.gateway.stream_errors import ends_properly, refusal_event
-from cortexd.nodes.endpoint import may_carry_token, port_hint
+from cortexd.gateway.upstream_faults import AttemptPolicy, UpstreamFaults
+from cortexd.nodes.endpoint import may_carry_token
 from cortexd.nodes.masking import mask_of
-from cortexd.proxy.answer import UpstreamFault, What
+from cortexd.proxy.answer import UpstreamFault
 from cortexd.proxy.bodies import Bodies, Hold
-from cortexd.proxy.call import Call, Carried, Policy
+from cortexd.proxy.call import Call, Carried
 from cortexd.proxy.credentials import without_credentials
 from cortexd.proxy.exchange import Exchange
 from cortexd.proxy.headers import lines
 from cortexd.proxy.splice import Splice
 from cortexd.wire import responses
-from cortexd.wire.engine_errors import STATUSES
 from cortexd.wire.first_token import FIRST_TOKEN
 from cortexd.wire.multipart import is_form
-from cortexd.wire.neuron import fault_text
 from cortexd.wire.openai import without_bom
 from cortexd.wire.responses import continued_response
 from cortexd.wire.sse import UsageRemover
 
 # Where a stream says its token counts only on request.
 TELLS_WHEN_ASKED: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
-_INSPECTED: Final = STATUSES | {HTTPStatus.UNAUTHORIZED}
-_UNREACHED: Final = frozenset({"refused", "unreachable"})
 
 
 class Relay:
@@ -82,6 +75,7 @@ class Relay:
         self._turns = count()
         self._stored = StoredResponses()
         self._current = current
+        self._faults = UpstreamFaults(registry, current)
         limits = current.config.gateway
         self._bodies = Bodies(limits.max_body, limits.max_buffered)
 
@@ -224,7 +218,7 @@ class Relay:
                     self._dispatcher.confirm(route, served=is_there)
                 self._liveness.failed(route.replica, fault)
                 if not await attempts.has_next(fault, route):
-                    raise self._refusal(fault, route) from fault
+                    raise self._faults.refusal(fault, route) from fault
                 self._accounting.retried(fault.what)
             else:
                 self._dispatcher.confirm(route, served=carried.status < 500)
@@ -267,46 +261,13 @@ class Relay:
             upstream.idle_timeout,
             inbound.is_mistyped,
             attempts.is_fresh,
-            _AttemptPolicy(self, inbound, route, attempts, splice),
+            AttemptPolicy(self._faults, inbound, route, attempts, splice),
             revise=mask_of(token).json if token else None,
             silence=alive,
             trusted=self._current.certificates.of(route.node),
             remover=UsageRemover() if inbound.hides_usage else None,
             target_key=route.replica,
         )
-
-    def _refusal(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
-        node = self._registry.snapshot.nodes.get(route.node)
-        fault.content = mask_of(self._current.tokens.get(route.node)).json(fault.content)
-        hint = ""
-        if fault.what in _UNREACHED and node is not None:
-            hint = port_hint(route.endpoint, node.endpoint)
-        elif fault.what == "unauthorized":
-            hint = self._token_hint(route)
-        return self._masked(_refusal(fault, route, hint), route)
-
-    def _token_hint(self, route: RouteDecision) -> str:
-        """Return why a node may have rejected the gateway's credentials, and the remedy."""
-        neurons = self._current.config.neurons
-        neuron = next((each for each in neurons if each.name == route.node), None)
-        if neuron is None or not self._current.tokens.get(route.node):
-            return "It requires a token: set token_file."
-        if not may_carry_token(route.endpoint, neuron.endpoint):
-            return f"Its token is not sent to {route.endpoint}, which is not on its own host."
-        return f"It rejected the token in {token_source(neuron)}."
-
-    def has_token(self, node: str) -> bool:
-        """Return whether the gateway has a token for a node."""
-        return bool(self._current.tokens.get(node))
-
-    def interrupted(self, fault: UpstreamFault, route: RouteDecision) -> Refusal:
-        """Return the refusal that a stream ends with when its upstream breaks off."""
-        return self._masked(_interrupted(fault, route), route)
-
-    def _masked(self, refusal: Refusal, route: RouteDecision) -> Refusal:
-        """Mask the node's token in the message, which quotes the node: a node may echo anything."""
-        refusal.message = mask_of(self._current.tokens.get(route.node)).text(refusal.message)
-        return refusal
 
     def _upstream_lines(self, inbound: Inbound, route: RouteDecision, token: str | None) -> bytes:
         said = f"X-Request-Id: {inbound.request_id}\r\n{HOP_LINES[inbound.hops]}"
@@ -325,43 +286,6 @@ class Relay:
         return own + _route_lines(route.node, route.replica.model, route.route)
 
 
-class _AttemptPolicy(Policy):
-    """Decides about the answer to one attempt of one request."""
-
-    __slots__ = ("_attempts", "_inbound", "_relay", "_route", "_splice")
-
-    def __init__(
-        self,
-        relay: Relay,
-        inbound: Inbound,
-        route: RouteDecision,
-        attempts: Attempts,
-        splice: Splice,
-    ) -> None:
-        self._relay = relay
-        self._inbound = inbound
-        self._route = route
-        self._attempts = attempts
-        self._splice = splice
-
-    def declines(self, status: int) -> bool:
-        return self._attempts.declines(self._route, status)
-
-    def inspects(self, status: int) -> bool:
-        # A node may echo its token in any error.
-        return status in _INSPECTED or (status >= 400 and self._relay.has_token(self._route.node))
-
-    def judge(self, status: int, content: bytes) -> What | None:
-        return self._attempts.judge(self._route, status, content)
-
-    def last_words(self, fault: UpstreamFault) -> bytes:
-        refusal = self._relay.interrupted(fault, self._route)
-        return refusal_event(refusal, self._inbound, self._splice)
-
-    def ends_properly(self) -> bool:
-        return ends_properly(self._inbound.path)
-
-
 @lru_cache(maxsize=4096)
 def _route_lines(node: str, model: str, route: str) -> bytes:
     return lines(
@@ -371,66 +295,4 @@ def _route_lines(node: str, model: str, route: str) -> bytes:
             "x-cortex-cold-start": "false" if route == "loaded" else "true",
             "x-cortex-route": route,
         }
-    )
-
-
-def _interrupted(fault: UpstreamFault, route: RouteDecision) -> Refusal:
-    if fault.what == "stopped":
-        return shutting_down()
-    if fault.what == "dead":
-        return Refusal(
-            errors.UPSTREAM_INTERRUPTED,
-            f"The answer broke off: the node {route.node} is unhealthy: {fault}. Ask again.",
-        )
-    return Refusal(
-        errors.UPSTREAM_INTERRUPTED,
-        f"The answer broke off: {fault} on the node {route.node}. Ask again.",
-    )
-
-
-def _refusal(fault: UpstreamFault, route: RouteDecision, hint: str) -> Refusal:
-    model, node = route.replica.model, route.node
-    if fault.what == "stopped":
-        return shutting_down()
-    if fault.what == "dead":
-        return Refusal(
-            errors.UPSTREAM_TIMEOUT,
-            f"The node {node} is unhealthy: {fault}. It had not begun to answer for {model!r}. "
-            "Try again.",
-        )
-    if fault.what in ("timeout", "unreachable"):
-        return Refusal(
-            errors.UPSTREAM_TIMEOUT,
-            f"The node {node} did not begin to answer for {model!r} in time: {fault}. "
-            f"{hint or 'Try again.'}",
-        )
-    if fault.what == "own":
-        return Refusal(
-            errors.ENDPOINT_REFUSED,
-            f"The node {node} can't be used for {model!r}: it names the endpoint {route.endpoint}, "
-            "which leads back to this gateway. Set [[neurons]] endpoint to the address of the "
-            "neuron, or correct what the neuron names.",
-        )
-    if fault.what == "unauthorized":
-        words, _ = fault_text(fault.content)
-        return Refusal(
-            errors.UPSTREAM_FAILED,
-            f"The node {node} did not accept the gateway's request for {model!r}: {words}. {hint}",
-        )
-    if fault.what == "model_missing":
-        words, _ = fault_text(fault.content)
-        return Refusal(
-            errors.UPSTREAM_FAILED,
-            f"The node {node} lists the model {model!r}, but refuses requests for it: "
-            f"{words}. Load it again there, or restart the node's engine.",
-        )
-    if fault.what == "answered":
-        words, _ = fault_text(fault.content)
-        return Refusal(
-            errors.UPSTREAM_FAILED,
-            f"The node {node} answered {fault.status} for {model!r}: {words}.",
-        )
-    return Refusal(
-        errors.UPSTREAM_FAILED,
-        f"The node {node} did not answer for {model!r}: {fault}. {hint or 'Try again.'}",
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Final
 
 from aiohttp import web
@@ -19,13 +18,11 @@ from cortexd.daemon.resolver import Resolver
 from cortexd.proxy.answer import Head, UpstreamFault
 from cortexd.proxy.call import Call, Carried, InProgress
 from cortexd.proxy.connection import Connection
-from cortexd.proxy.headers import client_lines, upstream_json_lines, upstream_lines
-from cortexd.proxy.pool import Origin, Pool, never_own, parse_base
+from cortexd.proxy.headers import client_lines, request_head
+from cortexd.proxy.pool import Pool, never_own, parse_base
 from cortexd.proxy.splice import Opening, Splice
 from cortexd.proxy.sweeper import Sweeper
 from cortexd.wire import usage
-
-__all__ = ["Call", "Carried", "Exchange", "InProgress"]
 
 _FIRST_ERROR: Final = 400  # the lowest status of an error
 _WORDS: Final = 16 * 1024  # bytes of an answer that has no place, for what it says
@@ -70,7 +67,15 @@ class Exchange:
         connection = None if call.is_fresh else self._pool.take(origin)
         if connection is None:
             connection = await self._pool.connect(origin, call.connect_timeout)
-        head = _request_head(request, origin, path + call.target, call)
+        head = request_head(
+            request.method,
+            path + call.target,
+            origin.netloc,
+            len(call.body),
+            request.raw_headers,
+            call.lines,
+            is_mistyped=call.is_mistyped,
+        )
         flight = _Flight(self._loop, splice, connection, call)
         self._sweeper.watch(flight)
         try:
@@ -387,18 +392,3 @@ class _Flight:
     def _land(self) -> None:
         if not self.landed.done():
             self.landed.set_result(None)
-
-
-def _request_head(request: web.BaseRequest, origin: Origin, target: str, call: Call) -> bytes:
-    fields = request.raw_headers
-    return b"%bContent-Length: %d\r\n%b%b\r\n" % (
-        _first_lines(request.method, target, origin.netloc),
-        len(call.body),
-        upstream_json_lines(fields) if call.is_mistyped else upstream_lines(fields),
-        call.lines,
-    )
-
-
-@lru_cache(maxsize=256)
-def _first_lines(method: str, target: str, netloc: str) -> bytes:
-    return f"{method} {target} HTTP/1.1\r\nHost: {netloc}\r\nAccept-Encoding: identity\r\n".encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -103,6 +104,33 @@ _UPSTREAM: Final = _Kept(_NOT_UPSTREAM, is_credential)
 _UPSTREAM_UNTYPED: Final = _Kept(_NOT_UPSTREAM | {b"content-type"}, is_credential)
 _CLIENT: Final = _Kept(_NOT_TO_CLIENT)
 _CLIENT_OF_EVENTS: Final = _Kept(_NOT_TO_CLIENT_OF_EVENTS)
+
+
+def request_head(
+    method: str,
+    target: str,
+    netloc: str,
+    length: int,
+    fields: Fields,
+    own: bytes,
+    *,
+    is_mistyped: bool,
+) -> bytes:
+    """Return the head of a request to an upstream: the client's fields that may cross, then `own`.
+
+    length: bytes of the body. is_mistyped: see `proxy.call.Call`.
+    """
+    return b"%bContent-Length: %d\r\n%b%b\r\n" % (
+        _first_lines(method, target, netloc),
+        length,
+        upstream_json_lines(fields) if is_mistyped else upstream_lines(fields),
+        own,
+    )
+
+
+@lru_cache(maxsize=256)
+def _first_lines(method: str, target: str, netloc: str) -> bytes:
+    return f"{method} {target} HTTP/1.1\r\nHost: {netloc}\r\nAccept-Encoding: identity\r\n".encode()
 
 
 def upstream_lines(fields: Fields) -> bytes:
