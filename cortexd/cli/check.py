@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from cortexd.cli.paths import add_config_option, config_path
-from cortexd.cli.screen import plain
+from cortexd.cli.screen import counted, plain
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,15 +41,19 @@ def run(args: argparse.Namespace) -> int:
         warnings = source.lines(neuron_warnings(agent))
         for line in warnings:
             print(f"warning: {plain(line)}", file=sys.stderr)
-        verdict = "usable, but see the warning" if warnings else "good"
-        print(f"{path}: {verdict}; {len(agent.models)} models")
+        print(f"{path}: {_verdict(warnings)}; {counted(len(agent.models), 'model')}")
         return 0
     path = config_path(args.config, "cortex.toml")
     config, source = read_gateway(path, with_directories=True)
-    for line in source.lines([*gateway_warnings(config), *alias_warnings(config)]):
+    warnings = source.lines([*gateway_warnings(config), *alias_warnings(config)])
+    for line in warnings:
         print(f"warning: {plain(line)}", file=sys.stderr)
     print(
-        f"{path}: good; {len(config.neurons)} neurons, {len(config.models)} models, "
-        f"{len(config.aliases)} aliases"
+        f"{path}: {_verdict(warnings)}; {counted(len(config.neurons), 'neuron')}, "
+        f"{counted(len(config.models), 'model')}, {counted(len(config.aliases), 'alias', 'es')}"
     )
     return 0
+
+
+def _verdict(warnings: Sequence[str]) -> str:
+    return "usable, but see the warning" if warnings else "good"

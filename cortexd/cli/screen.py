@@ -137,9 +137,9 @@ def plain(text: str) -> str:
     )
 
 
-def counted(number: int, name: str) -> str:
-    """`1 model`, `2 models`."""
-    return f"{number} {name}{'' if number == 1 else 's'}"
+def counted(number: int, name: str, plural: str = "s") -> str:
+    """`1 model`, `2 models`. plural: what the name ends in when there are more."""
+    return f"{number} {name}{'' if number == 1 else plural}"
 
 
 def _plain(cell: Cell | str) -> Cell:

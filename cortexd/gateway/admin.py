@@ -16,7 +16,6 @@ import msgspec
 from aiohttp import web
 
 from cortexd import errors
-from cortexd.config.address import listen_host
 from cortexd.config.current import Current
 from cortexd.control.operator import Operator
 from cortexd.errors import Refusal
@@ -24,7 +23,6 @@ from cortexd.gateway.face import Methods, as_json, unknown_route
 from cortexd.gateway.inbound import Inbound
 from cortexd.gateway.reload import Reload
 from cortexd.proxy.bodies import Bodies
-from cortexd.proxy.browser import host_name, is_own_host
 from cortexd.wire.openai import without_bom
 
 MODELS: Final = "/api/models/"
@@ -119,8 +117,7 @@ class Admin:
         return as_json(inbound, await self._reload.reload())
 
     def _check(self, inbound: Inbound) -> None:
-        """Whether a page of another origin could have sent it. Raises Refusal."""
-        self._check_host(inbound.request.headers.get("Host", ""))
+        """Raise Refusal if a page could have sent it without asking first; see `browser_access`."""
         if inbound.request.content_type != "application/json":
             raise Refusal(
                 errors.UNSUPPORTED_MEDIA_TYPE, "This needs `Content-Type: application/json`."
@@ -168,13 +165,3 @@ class Admin:
             )
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refusal(errors.INVALID_JSON, "The request body is not valid JSON.") from error
-
-    def _check_host(self, given: str) -> None:
-        config = self._current.config
-        names = (*config.security.allowed_hosts, listen_host(config.gateway.admin_listen))
-        if not is_own_host(host_name(given), names):
-            raise Refusal(
-                errors.FORBIDDEN_HOST,
-                f"The Host {given[:200]!r} is not this listener's; use its IP address, localhost, "
-                "the host of [gateway] admin_listen, or one of [security] allowed_hosts.",
-            )

@@ -116,6 +116,11 @@ class BrowserAccess:
             return None
         if self._key != "listen":
             text = "Pages of other origins may not use this listener; open it directly."
+        elif origin == "null":
+            text = (
+                "A page without an origin (a sandboxed frame, a local file) may not use this "
+                "gateway; serve it over http and list its origin in [gateway] cors_origins."
+            )
         elif not origin:
             text = (
                 "A page of another origin may not use this gateway; have it send its origin (with "

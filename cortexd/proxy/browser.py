@@ -88,24 +88,23 @@ def host_name(field: str) -> str:
     return "" if "@" in field else host.rstrip(".")
 
 
-def is_own_host(host: str, allowed: Collection[str] = ()) -> bool:
+def is_local_host(host: str, allowed: Collection[str] = ()) -> bool:
     """Return whether no stranger's DNS can have led a browser here under that name.
 
-    It is an IP address, localhost, this machine's name, or in `allowed`, which should hold the host
-    of the listener, too. host: see `host_name`.
+    It is an IP address, localhost, this machine's name, a name that only a local network can give
+    (one label, `.local` and the like), or in `allowed`, which should hold the host of the listener,
+    too. host: see `host_name`.
     """
     if not host:
         return False
     return (
-        host in {"localhost", _machine()} or host in allowed or ANY in allowed or is_address(host)
+        "." not in host
+        or host.endswith(_LOCAL_SUFFIXES)
+        or host == _machine()
+        or host in allowed
+        or ANY in allowed
+        or is_address(host)
     )
-
-
-def is_local_host(host: str, allowed: Collection[str] = ()) -> bool:
-    """Return whether `is_own_host`, or the name belongs to a local network: one label, `.local`."""
-    if not host:
-        return False
-    return "." not in host or host.endswith(_LOCAL_SUFFIXES) or is_own_host(host, allowed)
 
 
 def is_address(host: str) -> bool:

@@ -123,10 +123,12 @@ def test_too_few_descriptors_are_status_1_in_words(
 
 def test_check_says_that_all_is_good(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/cortex.toml").write_text("[[models]]\nid='m'\n")
+    (tmp_path / "etc/cortex.toml").write_text(
+        "[gateway]\nlisten = '127.0.0.1:8080'\n[[models]]\nid='m'\n"
+    )
     done = cortexd("check", cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout == "etc/cortex.toml: good; 0 neurons, 1 models, 0 aliases\n"
+    assert done.stdout == "etc/cortex.toml: good; 0 neurons, 1 model, 0 aliases\n"
 
 
 def test_check_warns_of_a_neuron_that_anyone_can_reach(tmp_path: Path) -> None:

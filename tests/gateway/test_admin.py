@@ -91,7 +91,8 @@ async def test_inference_is_not_on_the_operators_listener() -> None:
         ("127.0.0.1.evil.example", False),
         ("localhost@evil.example", False),
         ("evil.example:127", False),
-        ("2130706433", False),
+        ("gateway:8081", True),
+        ("gateway.lan", True),
     ],
 )
 async def test_only_a_host_that_nobody_can_point_elsewhere(host: str, allowed: bool) -> None:
