@@ -94,6 +94,14 @@ async def test_a_page_of_the_same_origin_is_served_under_every_own_name(host: st
             assert answer.status == 200, headers
 
 
+async def test_a_page_without_an_origin_is_never_told_to_allow_every_such_page() -> None:
+    async with running_fleet(a=FakeNeuron({"m": "loaded"})) as fleet:
+        answer = await send(fleet, {"Origin": "null"})
+        assert (answer.status, answer.headers["x-cortex-code"]) == (403, "forbidden_origin")
+        assert "serve it over http" in answer.json["error"]["message"]
+        assert '"null"' not in answer.json["error"]["message"]
+
+
 async def test_any_host_and_any_page_can_be_allowed() -> None:
     config = Config(
         polling=FAST,
