@@ -9,14 +9,24 @@ GUARD = 120.0  # seconds; a test that waits longer hangs. Only a hang may take t
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Until the loop has brought it about; fails after the guard."""
+    """Wait until the loop has brought it about; fail after the guard.
+
+    A condition that looks something up which is not there yet (LookupError) is not met yet.
+    """
     async with asyncio.timeout(GUARD):
-        while not condition():
+        while not _is_met(condition):
             await asyncio.sleep(0.005)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask, over the wire for instance, until the answer is yes; fails after the guard."""
+    """Ask, over the wire for instance, until the answer is yes; fail after the guard."""
     async with asyncio.timeout(GUARD):
         while not await condition():
             await asyncio.sleep(0.01)
+
+
+def _is_met(condition: Callable[[], bool]) -> bool:
+    try:
+        return condition()
+    except LookupError:
+        return False
