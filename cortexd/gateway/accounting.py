@@ -181,24 +181,20 @@ def _line(inbound: Inbound, began: float) -> AccessLine:
     """`began`: when the monotonic clock was 0, since the epoch."""
     route, carried = inbound.route, inbound.carried
     usage, first = carried.usage if carried else None, _first_byte(inbound)
+    # Rounded without `round`, which takes five times as long, and without a call for each.
     return AccessLine(
-        ts=_rounded(began + inbound.ended, 1e3),
+        ts=int((began + inbound.ended) * 1e3 + 0.5) / 1e3,
         level="info",
         request_id=inbound.request_id,
         path=inbound.path,
         status=inbound.status,
-        duration_s=_rounded(inbound.ended - inbound.received, 1e4),
+        duration_s=int((inbound.ended - inbound.received) * 1e4 + 0.5) / 1e4,
         client=inbound.request.remote,
         code=inbound.code,
         model=inbound.model,
         node=route.node if route else None,
         route=route.route if route else None,
-        first_byte_s=None if first is None else _rounded(first, 1e4),
+        first_byte_s=None if first is None else int(first * 1e4 + 0.5) / 1e4,
         prompt_tokens=usage.prompt if usage else None,
         completion_tokens=usage.completion if usage else None,
     )
-
-
-def _rounded(seconds: float, steps: float) -> float:
-    """To so many steps a second: `round` takes five times as long."""
-    return int(seconds * steps + 0.5) / steps

@@ -49,15 +49,16 @@ class Face:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; never raises but for cancellation."""
         path = request.raw_path
-        if path not in self._paths:  # it has a query, say
+        methods = self._paths.get(path)
+        if methods is None:  # it has a query, say
             path = self._tidied(request.rel_url.path)
+            methods = self._paths.get(path)
         door: Door = request.protocol  # type: ignore[assignment] # a cast would be a call
         received = time.monotonic()
         if door.lag:
             received -= door.lag
         inbound = Inbound(request, path, request_id(request), dialect_of(path), received)
         try:
-            methods = self._paths.get(path)
             handler = methods.get(request.method) if methods is not None else None
             return await (handler or self._otherwise(inbound, methods))(inbound)
         except Refusal as refused:

@@ -29,6 +29,7 @@ _BOOLEANS: Final[dict[bytes, bool | None]] = {
 
 
 _GIVEN_ID: Final = istr("X-Request-Id")  # folded once, not at every look
+_PROCESS: Final = f"req_{random.getrandbits(64):016x}"
 
 
 class _Model(msgspec.Struct):
@@ -48,8 +49,8 @@ def request_id(request: web.BaseRequest) -> str:
 
 
 def new_request_id() -> str:
-    """One that no other request has."""
-    return f"req_{random.getrandbits(128):032x}"
+    """Return an id that no other request has: 64 random bits of this process, and 64 of its own."""
+    return f"{_PROCESS}{random.getrandbits(64):016x}"
 
 
 def parse_view(body: bytes, content_type: str = "application/json") -> RequestView:

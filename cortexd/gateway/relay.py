@@ -133,9 +133,13 @@ class Relay:
 
     async def _read(self, inbound: Inbound, hold: Hold) -> bytes:
         """The body as it goes upstream; notes what it asks for."""
-        inbound.hops = count_hops(inbound.request.headers.get(HOPS))
-        content_type = inbound.request.headers.get(hdrs.CONTENT_TYPE, "")
-        body = await hold.read(inbound.request)
+        request = inbound.request
+        if (hops := request.headers.get(HOPS)) is not None:
+            inbound.hops = count_hops(hops)
+        content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
+        body = hold.take(request)
+        if body is None:
+            body = await hold.read(request)
         if content_type == "application/json":
             body = without_bom(body)
         elif not is_form(content_type):

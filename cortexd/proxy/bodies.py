@@ -74,6 +74,17 @@ class Hold:
         self._bodies.held -= self._size
         self._size = 0
 
+    def take(self, request: web.BaseRequest) -> bytes | None:
+        """Return a plain body that came with its head, as most do; None: it has to be `read`.
+
+        Raises Refusal, as `read` does.
+        """
+        content = request.content
+        if hdrs.CONTENT_ENCODING in request.headers or not content.is_eof():
+            return None
+        self._grow(content.total_bytes)
+        return content.read_nowait()
+
     async def read(self, request: web.BaseRequest) -> bytes:
         """Return the whole body, decoded.
 
@@ -81,12 +92,10 @@ class Hold:
         Raises Refusal: too large, in an unknown encoding or not in the one that it declares, or no
         room for it now.
         """
+        if (body := self.take(request)) is not None:
+            return body
         field = request.headers.get(hdrs.CONTENT_ENCODING)
         if field is None or field.lower() == "identity":
-            content = request.content
-            if content.is_eof():  # as is usual: it came with the head
-                self._grow(content.total_bytes)
-                return content.read_nowait()
             return await self._read(request)
         encoding = known_encoding(field) if self._bodies.decodes else None
         if encoding is None:
