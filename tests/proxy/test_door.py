@@ -751,7 +751,8 @@ async def test_connections_that_work_do_not_hide_silent_ones(
     ):
         await busy.send(get("busy"))
         await until(lambda: len(site.server.doors) == 2)
-        await until(lambda: any(not door.is_idle for door in site.server.doors))
+        await until(lambda: all(door._wire is not None for door in site.server.doors))
+        await until(lambda: any(door._request_in_progress for door in site.server.doors))
         async with connected(site.address) as client:
             assert b" 503 " in await client.read_rest()
         async with connected(site.address) as client:
