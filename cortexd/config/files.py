@@ -32,7 +32,7 @@ def locate(directories: Sequence[Path], path: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is something of that name, as far as this user may look."""
+    """Return whether there is something of that name, as far as this user may look."""
     try:
         path.stat()
     except (OSError, ValueError):  # `Path.exists` raises some of these, on some versions of Python

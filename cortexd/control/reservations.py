@@ -165,5 +165,5 @@ class Reservations:
 
 
 def _is_noticed(ended: float) -> bool:
-    """Whether a node has had its time to notice what an unload that ended then gave back."""
+    """Return whether a node has had its time to notice what an unload that ended then gave back."""
     return now() - ended >= NOTICED_WITHIN

@@ -44,7 +44,7 @@ class Placement(msgspec.Struct, frozen=True):
 
     @property
     def has_room(self) -> bool:
-        """Whether the load can begin at once."""
+        """Return whether the load can begin at once."""
         return not (self.victims or self.blockers or self.awaits_memory)
 
 

@@ -173,7 +173,7 @@ def _loadable(said: list[Loadable], anomalies: Anomalies) -> list[Loadable] | No
 
 
 def _are_quants(quants: list[str]) -> bool:
-    """Whether they can be told to people; "" is a file whose name has none."""
+    """Return whether they can be told to people; "" is a file whose name has none."""
     return len(quants) <= MAX_WORDS and all(
         len(quant) <= MAX_QUANT and quant.isprintable() for quant in quants
     )

@@ -121,7 +121,7 @@ class Node(msgspec.Struct, frozen=True):
 
     @property
     def is_unheard(self) -> bool:
-        """Whether it has not answered since the gateway started (or the node was added)."""
+        """Return whether it has not answered since the gateway started (or the node was added)."""
         return not (self.healthy or self.leaving) and self.last_contact is None
 
 

@@ -65,7 +65,7 @@ class UnloadAnswer(msgspec.Struct, frozen=True):
 
 
 class NodeAnswer(msgspec.Struct, frozen=True):
-    """Whether the node is out of service, and how many requests still run there.
+    """State of a node after a drain or undrain, and the requests that still run there.
 
     note: why a restart of the gateway would forget it; absent: it would not.
     """

@@ -55,7 +55,7 @@ class Acceptor:
 
     @property
     def is_open(self) -> bool:
-        """Whether it accepts connections."""
+        """Return whether it accepts connections."""
         return bool(self._sockets)
 
     def start(self) -> None:

@@ -107,7 +107,7 @@ class InProgress(Protocol):
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether no byte of the answer's body has arrived."""
+        """Return whether no byte of the answer's body has arrived."""
 
     @property
     def quiet_since(self) -> float:

@@ -153,7 +153,7 @@ class Door(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open and nothing is asked for here."""
+        """Return whether it is open and nothing is asked for here."""
         return not (self._request_in_progress or self._messages or self._wire is None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

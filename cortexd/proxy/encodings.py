@@ -33,7 +33,7 @@ class _Stream(Protocol):
 
     @property
     def eof(self) -> bool:
-        """Whether its end was reached."""
+        """Return whether its end was reached."""
 
     @property
     def unused_data(self) -> bytes:

@@ -151,7 +151,7 @@ class _Flight:
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether no byte of the answer's body has arrived."""
+        """Return whether no byte of the answer's body has arrived."""
         return self._splice.first_at is None and not self._splice.was_moved
 
     @property

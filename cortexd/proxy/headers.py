@@ -150,7 +150,7 @@ def upstream_json_lines(fields: Fields) -> bytes:
 
 
 def is_json(content_type: str) -> bool:
-    """Whether a Content-Type announces JSON to an engine, which takes no `+json` types."""
+    """Return whether a Content-Type announces JSON to an engine, which takes no `+json` types."""
     return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
